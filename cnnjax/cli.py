@@ -1,0 +1,70 @@
+"""What all commands share: flags parsed, a mistake told in one line, and the exit status.
+
+0 done; 2 a mistake in flags, config or data; 3 a non-finite loss; 143 after SIGTERM and 130 after
+SIGINT, with the state saved.
+"""
+
+import logging
+import sys
+from collections.abc import Callable
+
+from absl import app, flags
+from absl import logging as absl_logging
+
+from cnnjax import errors
+
+
+class Stopped(Exception):
+  """The run was told to stop and has saved its state; `status` is what the shell is told."""
+
+  def __init__(self, message: str, status: int):
+    super().__init__(message)
+    self.status = status
+
+
+class NonFinite(Exception):
+  """The cost or its gradient is no longer a number."""
+
+
+def _parse(argv: list[str]) -> list[str]:
+  try:
+    rest = flags.FLAGS(argv)
+  except flags.Error as e:
+    raise errors.UserError(str(e).removeprefix('flag --')) from e
+  except KeyError as e:  # a group of the config that doesn't exist
+    raise errors.UserError(str(e.args[0])) from e
+  except Exception as e:  # whatever a config file raises: it is Python, and flags run it
+    raise errors.UserError(f'--config: {type(e).__name__}: {e}') from e
+  if len(rest) > 1:
+    raise errors.UserError(f'{rest[1]!r} is not a flag; flags are written --name=value')
+  return rest
+
+
+def run(main: Callable[[], None]) -> None:
+  """Runs a command and exits with its status.
+
+  Args:
+    main: the command; it reads absl flags defined in its module.
+  """
+  absl_logging.set_verbosity(absl_logging.ERROR)  # libraries' chatter
+  logging.basicConfig(format='%(message)s', stream=sys.stderr)  # our own warnings, a line each
+  argv = sys.argv
+  if any(a in ('--help', '-h', '--helpshort', '--helpfull', '-helpfull') for a in argv[1:]):
+    app.define_help_flags()
+  try:
+    _parse(argv)
+    main()
+  except errors.UserError as e:
+    print(f'{_name(argv)}: {e}', file=sys.stderr)
+    sys.exit(2)
+  except NonFinite as e:
+    print(f'{_name(argv)}: {e}', file=sys.stderr)
+    sys.exit(3)
+  except Stopped as e:
+    print(f'{_name(argv)}: {e}', file=sys.stderr)
+    sys.exit(e.status)
+
+
+def _name(argv: list[str]) -> str:
+  main = sys.modules['__main__'].__spec__
+  return main.name if main else argv[0]

@@ -1,0 +1,186 @@
+"""The one configuration schema: every key with its default, and the check that a config obeys it.
+
+An experiment starts from `default()` and sets what differs; `validate` names the first mistake.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from cnnjax import errors
+
+Config = Any  # a ConfigDict; type checkers know nothing of its attributes
+
+
+def default() -> Config:
+  """A fresh config holding every key there is, unlocked so that an experiment may fill `model`."""
+  c: Config = ConfigDict()
+  c.seed = 0
+  c.task = 'classification'
+  c.epochs = 10.0  # passes over the training set ...
+  c.steps = placeholder(int)  # ... or, when given, the exact number of steps
+  c.batch_size = 64  # examples per step over all devices; -1: the whole training set (plain GD)
+  c.dtype = 'float32'  # what is computed in; parameters are float32 always
+  c.compilation_cache = True  # compiled programs are kept per user between runs
+
+  # The name and, beside it, any field of that model, e.g. c.model.features = (32, 64).
+  c.model = ConfigDict({'name': 'lenet5'})
+
+  c.data = ConfigDict()
+  c.data.name = 'digits'  # digits, mnist, fashion_mnist, tfds:NAME[:TRAIN,TEST], folder:PATH
+  c.data.data_dir = ''  # where TFDS keeps its sets; '': TFDS_DATA_DIR or ~/tensorflow_datasets
+  c.data.image_size = ()  # (height, width); (): as stored, which must be one size
+  c.data.resize = 'resize'  # resize (stretch), center_crop, random_resized_crop (tests: centre)
+  c.data.mean = ()  # per channel, images in [0, 1]; (): computed on the training set
+  c.data.std = ()
+  c.data.resident_megabytes = 1024  # sets up to this size live on the device; 0: always stream
+  c.data.workers = 0  # processes that read and decode a streamed set; 0: threads of this one
+  c.data.prefetch = 2  # streamed batches on the device ahead of their step
+  c.data.max_unreadable = 10  # training refuses when more images than this can't be read
+
+  c.augment = ''  # e.g. 'random_crop(padding=4)|flip_horizontal'
+
+  c.loss = ConfigDict()
+  c.loss.name = 'softmax_cross_entropy'
+  c.loss.label_smoothing = 0.0
+
+  c.optimizer = ConfigDict()
+  c.optimizer.name = 'adamw'
+  c.optimizer.learning_rate = 1e-3
+  c.optimizer.momentum = placeholder(float)  # None: that optimizer's usual value, as below
+  c.optimizer.b1 = placeholder(float)
+  c.optimizer.b2 = placeholder(float)
+  c.optimizer.eps = placeholder(float)
+  c.optimizer.weight_decay = 0.0
+  c.optimizer.no_decay = (
+    r'(^|/)(bias|scale)$',
+  )  # regexes on parameter paths left out of weight decay
+  c.optimizer.clip_norm = 0.0  # largest global gradient norm; 0: off
+
+  c.schedule = ConfigDict()
+  c.schedule.name = 'constant'  # constant, linear, step, cosine, one_cycle
+  c.schedule.warmup_epochs = 0.0
+  c.schedule.options = ConfigDict()  # that schedule's own arguments
+
+  c.log_every = 50  # steps
+  c.eval_every = placeholder(int)  # steps; None: once an epoch. The last step is always evaluated.
+
+  c.checkpoint = ConfigDict()
+  c.checkpoint.every = placeholder(int)  # steps; None: at each evaluation
+  c.checkpoint.keep_last = 2
+  c.checkpoint.keep_best = 1
+  c.checkpoint.best_metric = 'accuracy'  # of the test split; higher is better
+
+  c.parallel = ConfigDict()
+  c.parallel.strategy = 'pmap'  # pmap, shard_map
+  c.parallel.devices = 0  # 0: all
+  return c
+
+
+_FREE = ('model.', 'schedule.options.')  # checked by whoever takes them
+
+
+def leaves(config: Config, prefix: str = '') -> Iterator[tuple[str, Any]]:
+  """Yields `('optimizer.learning_rate', 0.1)` pairs, depth first in the config's own order."""
+  for key in config:
+    value = config[key]
+    if isinstance(value, Mapping | ConfigDict):
+      yield from leaves(value, f'{prefix}{key}.')
+    else:
+      yield f'{prefix}{key}', value
+
+
+def _kind(config: Config, path: str) -> type:
+  *groups, key = path.split('.')
+  for group in groups:
+    config = config[group]
+  return config.get_type(key)
+
+
+_CHOICES = {
+  'task': ('classification',),
+  'dtype': ('float32', 'bfloat16', 'float16'),
+  'data.resize': ('resize', 'center_crop', 'random_resized_crop'),
+  'checkpoint.best_metric': ('accuracy', 'top5_accuracy'),
+  'parallel.strategy': ('pmap', 'shard_map'),
+}
+
+_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+  'steps': (lambda v: v >= 1, 'at least 1'),
+  'epochs': (lambda v: v > 0, 'more than 0'),
+  'batch_size': (lambda v: v >= 1 or v == -1, 'at least 1, or -1 for the whole training set'),
+  'seed': (lambda v: 0 <= v < 2**32, 'from 0 to 2**32 - 1'),
+  'log_every': (lambda v: v >= 1, 'at least 1'),
+  'eval_every': (lambda v: v >= 1, 'at least 1'),
+  'checkpoint.every': (lambda v: v >= 1, 'at least 1'),
+  'checkpoint.keep_last': (lambda v: v >= 1, 'at least 1'),
+  'checkpoint.keep_best': (lambda v: v >= 0, 'at least 0'),
+  'data.image_size': (
+    lambda v: len(v) in (0, 2) and all(isinstance(n, int) and n > 0 for n in v),
+    '() or two positive integers (height, width)',
+  ),
+  'data.resident_megabytes': (lambda v: v >= 0, 'at least 0'),
+  'data.workers': (lambda v: v >= 0, 'at least 0'),
+  'data.prefetch': (lambda v: v >= 1, 'at least 1'),
+  'data.max_unreadable': (lambda v: v >= 0, 'at least 0'),
+  'data.std': (lambda v: all(x > 0 for x in v), 'positive'),
+  'loss.label_smoothing': (lambda v: 0 <= v < 1, 'in [0, 1)'),
+  'optimizer.weight_decay': (lambda v: v >= 0, 'at least 0'),
+  'optimizer.clip_norm': (lambda v: v >= 0, 'at least 0'),
+  'schedule.warmup_epochs': (lambda v: v >= 0, 'at least 0'),
+  'parallel.devices': (lambda v: v >= 0, 'at least 0'),
+}
+
+
+def validate(config: Config) -> Config:
+  """Returns a complete, locked copy of `config`; keys it lacks take their defaults.
+
+  Raises:
+    UserError: a key that doesn't exist, a value of the wrong type or out of range; the message
+      names the key, the value and what is allowed.
+  """
+  complete = default()
+  known = dict(leaves(complete))
+  given = dict(leaves(config))
+  for path, value in given.items():
+    if path.startswith(_FREE):
+      continue
+    if path not in known:
+      raise errors.unknown('config key', path, known)
+    kind = _kind(complete, path)
+    allowed = (int, float) if kind is float else (tuple, list) if kind is tuple else (kind,)
+    optional = known[path] is None and value is None
+    if not optional and (
+      not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool)
+    ):
+      raise errors.UserError(f'config.{path}={value!r} must be of type {kind.__name__}')
+    if value is not None and path in _RANGES and not _RANGES[path][0](value):
+      raise errors.UserError(f'config.{path}={value!r} must be {_RANGES[path][1]}')
+    if path in _CHOICES and value not in _CHOICES[path]:
+      raise errors.unknown(f'config.{path}', value, _CHOICES[path])
+  with complete.unlocked():
+    complete.model = ConfigDict()
+    _merge(complete, config)
+  if len(complete.data.mean) != len(complete.data.std):
+    raise errors.UserError(
+      f'config.data.mean={complete.data.mean!r} and config.data.std={complete.data.std!r} must have'
+      ' the same length, or both be ()'
+    )
+  return complete.lock()
+
+
+def _merge(into: Config, config: Config) -> None:
+  for key in config:
+    value = config[key]
+    if isinstance(value, Mapping | ConfigDict):
+      if key not in into:
+        into[key] = ConfigDict()
+      _merge(into[key], value)
+    elif isinstance(value, float | int) and not isinstance(value, bool) and key in into:
+      into[key] = float(value) if into.get_type(key) is float else value
+    elif isinstance(value, list):
+      into[key] = tuple(value)
+    else:
+      into[key] = value

@@ -1,0 +1,1 @@
+"""Examples from their storage to the device: sources, order, batches, preprocessing."""

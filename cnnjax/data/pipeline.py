@@ -1,0 +1,295 @@
+"""The order of the examples, and batches read in that order. The only file that names Grain.
+
+Position `p = step * batch_size + j` of training belongs to epoch `p // n` and is entry `p % n` of
+that epoch's permutation. Batches straddle epochs, so every epoch uses every example exactly once,
+and the examples of a step are a pure function of (seed, step): resuming is only a number.
+"""
+
+import atexit
+import contextlib
+import functools
+import logging
+import os
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from cnnjax.data import preprocess, sources
+from cnnjax.errors import UserError
+
+_LOGGER = logging.getLogger(__name__)
+
+Batch = dict[str, np.ndarray]
+
+_ENDLESS = 1 << 40  # steps; Grain wants a length
+
+
+@functools.lru_cache(maxsize=4)  # a batch touches two epochs, of two runs at most
+def _permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
+  # Sorting raw bits, not Generator.permutation: NumPy only promises that raw streams stay as
+  # they are between its versions.
+  bits = preprocess.philox(0, seed, epoch).random_raw(num_examples)
+  order = np.argsort(bits, kind='stable').astype(np.int32)
+  order.flags.writeable = False
+  return order
+
+
+def train_ids(seed: int, step: int, num_examples: int, batch_size: int) -> np.ndarray:
+  """The examples of a training step; a pure function.
+
+  Args:
+    seed: the run's seed.
+    step: counts from 0.
+    num_examples: size of the source; may be smaller than the batch.
+    batch_size: over all devices and processes.
+
+  Returns:
+    int32 `[batch_size]`.
+  """
+  _check_sizes(num_examples, batch_size)
+  start, stop = step * batch_size, (step + 1) * batch_size
+  parts = []
+  for epoch in range(start // num_examples, (stop - 1) // num_examples + 1):
+    first = epoch * num_examples
+    order = _permutation(seed, epoch, num_examples)
+    parts.append(order[max(start - first, 0) : stop - first])
+  return np.concatenate(parts)
+
+
+def eval_ids(step: int, num_examples: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+  """The examples of an evaluation step, in the source's order; the last batch is padded.
+
+  Returns:
+    ids int32 `[batch_size]` (0 where padded) and mask float32 `[batch_size]` (0 where padded).
+  """
+  _check_sizes(num_examples, batch_size)
+  ids = np.arange(step * batch_size, (step + 1) * batch_size)
+  mask = ids < num_examples
+  return np.where(mask, ids, 0).astype(np.int32), mask.astype(np.float32)
+
+
+def num_eval_steps(num_examples: int, batch_size: int) -> int:
+  """Steps of one evaluation: every example once."""
+  return -(-num_examples // batch_size)
+
+
+def _check_sizes(num_examples: int, batch_size: int) -> None:
+  if num_examples < 1:
+    raise UserError('data.name: the source has no examples')
+  if batch_size < 1:
+    raise UserError(f'batch_size={batch_size}: allowed 1 or more')
+
+
+def rows(batch_size: int, process: tuple[int, int]) -> slice:
+  """The rows of the global batch that process (index, count) reads.
+
+  Raises:
+    UserError: the batch doesn't divide by the number of processes.
+  """
+  index, count = process
+  if batch_size % count:
+    raise UserError(f'batch_size={batch_size}: allowed are multiples of the {count} processes')
+  share = batch_size // count
+  return slice(index * share, (index + 1) * share)
+
+
+class _Batches:
+  """Random access to batches: item i is the batch of step `start + i`. Sent to workers."""
+
+  def __init__(
+    self,
+    source: sources.Source,
+    plan: Callable[[int], tuple[np.ndarray, np.ndarray]],
+    length: int,
+    start: int,
+    transform: preprocess.HostTransform | None,
+  ):
+    self.source, self.plan, self.length = source, plan, length
+    self.start, self.transform = start, transform
+
+  def __len__(self) -> int:
+    return self.length
+
+  def __repr__(self) -> str:
+    return f'Batches({type(self.source).__name__}, start={self.start})'
+
+  def __getitem__(self, index: int) -> Batch:
+    step = self.start + int(index)
+    ids, mask = self.plan(step)
+    if isinstance(self.source, sources.ArraySource) and self.transform is None:
+      return {**self.source[ids], 'id': ids, 'mask': mask}
+    images: list[np.ndarray | None] = []
+    labels, mask = np.zeros(len(ids), np.int32), mask.copy()
+    for j, i in enumerate(ids.tolist()):
+      if not mask[j]:  # padding is not read
+        images.append(None)
+        continue
+      try:
+        example = self.source[i]
+      except sources.UnreadableImage:  # the consumer names it; see _read
+        images.append(None)
+        mask[j] = 0.0
+        continue
+      image, labels[j] = example['image'], example['label']
+      images.append(image if self.transform is None else self.transform(image, step=step, id=i))
+    return {'image': self._stack(images), 'label': labels, 'id': ids, 'mask': mask}
+
+  def _stack(self, images: list[np.ndarray | None]) -> np.ndarray:
+    """Stacks to uint8 [N, H, W, C], black where there is no image."""
+    blank = next((image for image in images if image is not None), None)
+    if blank is None:
+      blank = np.zeros(self.source.image_shape or (1, 1, 3), np.uint8)
+      if self.transform is not None:
+        blank = self.transform(blank, step=0, id=0)
+    shapes = {image.shape for image in images if image is not None}
+    if len(shapes) > 1:
+      raise UserError(
+        f'data.image_size is not set, and the images have different sizes, e.g. {min(shapes)} and '
+        f'{max(shapes)}: set it, e.g. data.image_size=(224, 224)'
+      )
+    return np.stack([np.zeros_like(blank) if image is None else image for image in images])
+
+
+def _train_plan(
+  step: int, *, seed: int, num_examples: int, batch_size: int, rows: slice
+) -> tuple[np.ndarray, np.ndarray]:
+  ids = train_ids(seed, step, num_examples, batch_size)[rows]
+  return ids, np.ones(len(ids), np.float32)
+
+
+def _eval_plan(
+  step: int, *, num_examples: int, batch_size: int, rows: slice
+) -> tuple[np.ndarray, np.ndarray]:
+  ids, mask = eval_ids(step, num_examples, batch_size)
+  return ids[rows], mask[rows]
+
+
+def _start_worker(index: int, count: int) -> None:
+  """Workers leave Ctrl-C to the main process, and may not touch an accelerator."""
+  del index, count
+  import signal
+
+  import jax  # Grain has imported it; no backend is started here
+
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  jax.config.update('jax_platforms', 'cpu')
+
+
+_open: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def _close_at_exit() -> None:
+  """Ends what nobody has closed, while Grain's modules and worker processes are still whole."""
+  for stream in list(_open):
+    with contextlib.suppress(ValueError):  # a prefetch thread runs it, and will close it
+      stream.close()
+
+
+def _batches(batches: _Batches, workers: int) -> Iterator[Batch]:
+  stream = _read(batches, workers)
+  _open.add(stream)
+  return stream
+
+
+def _read(batches: _Batches, workers: int) -> Iterator[Batch]:
+  """Reads ahead in threads or worker processes; names and counts unreadable images."""
+  import grain
+
+  threads = 2 if workers else min(4, os.cpu_count() or 1)
+  options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+  dataset: Any = grain.MapDataset.source(batches).to_iter_dataset(options)
+  if workers:
+    if not flags.FLAGS.is_parsed():  # Grain looks at its flags; as a library, nobody parses them
+      flags.FLAGS.mark_as_parsed()
+    dataset = dataset.mp_prefetch(
+      grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2),
+      worker_init_fn=_start_worker,
+    )
+  source, step, seen = batches.source, batches.start, set()
+  limit = getattr(source, 'max_unreadable', 0) - getattr(source, 'num_unreadable', 0)
+  iterator: Any = iter(dataset)
+  atexit.unregister(_close_at_exit)  # the last registered is the first to run: before
+  atexit.register(_close_at_exit)  # multiprocessing's, which came with Grain
+  try:
+    for batch in iterator:
+      if workers:  # out of shared memory, which is scarce and not the caller's to hold
+        batch = {key: np.array(value) for key, value in batch.items()}
+      if not batch['mask'].all():
+        _, expected = batches.plan(step)
+        for i in batch['id'][(batch['mask'] == 0) & (expected == 1)].tolist():
+          if i not in seen:
+            seen.add(i)
+            _LOGGER.warning('unreadable image, left out: %s', sources.describe(source, i))
+        if len(seen) > limit:
+          names = ', '.join(sources.describe(source, i) for i in sorted(seen)[:3])
+          raise UserError(
+            f'data.max_unreadable: {len(seen)} more images are unreadable on decoding, '
+            f'allowed {limit}: {names}'
+          )
+      yield batch
+      step += 1
+  finally:
+    iterator.close()
+
+
+def train_batches(
+  source: sources.Source,
+  *,
+  seed: int,
+  batch_size: int,
+  start_step: int = 0,
+  process: tuple[int, int] = (0, 1),
+  workers: int = 0,
+  transform: preprocess.HostTransform | None = None,
+) -> Iterator[Batch]:
+  """Endless training batches; close the iterator (or finish it) to stop its workers.
+
+  Args:
+    source: random-access examples.
+    seed: the run's seed.
+    batch_size: over all processes.
+    start_step: the first step; the batches after it don't depend on it.
+    process: (index, count): only this process's rows are read.
+    workers: worker processes; 0 reads in threads. Doesn't change a bit of any batch.
+    transform: `transform(image, *, step, id)`, run where the image is read; picklable.
+
+  Returns:
+    An iterator of `image` uint8 `[N, H, W, C]`, `label` int32 `[N]`, `id` int32 `[N]` and `mask`
+    float32 `[N]`; an image that can't be decoded is black with mask 0.
+
+  Raises:
+    UserError: the batch doesn't divide by the processes, sizes vary, or (while iterating) more
+      images are unreadable than the source allows.
+  """
+  plan = functools.partial(
+    _train_plan,
+    seed=seed,
+    num_examples=len(source),
+    batch_size=batch_size,
+    rows=rows(batch_size, process),
+  )
+  _check_sizes(len(source), batch_size)
+  return _batches(_Batches(source, plan, _ENDLESS, start_step, transform), workers)
+
+
+def eval_batches(
+  source: sources.Source,
+  *,
+  batch_size: int,
+  process: tuple[int, int] = (0, 1),
+  workers: int = 0,
+  transform: preprocess.HostTransform | None = None,
+) -> Iterator[Batch]:
+  """One pass in the source's order, every example once; arguments and batches as in training."""
+  plan = functools.partial(
+    _eval_plan,
+    num_examples=len(source),
+    batch_size=batch_size,
+    rows=rows(batch_size, process),
+  )
+  _check_sizes(len(source), batch_size)
+  steps = num_eval_steps(len(source), batch_size)
+  return _batches(_Batches(source, plan, steps, 0, transform), workers)

@@ -1,0 +1,26 @@
+"""Mistakes that a person can mend: one line that names the field, the value and what is allowed."""
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+
+class UserError(ValueError):
+  """A mistake in flags, config or data; the command line prints its one line and exits with 2."""
+
+  def __init__(self, message: str):
+    super().__init__(' '.join(message.split()))
+
+
+def unknown(field: str, value: Any, allowed: Iterable[str]) -> UserError:
+  """The error for a name that isn't in a registry; names the closest ones.
+
+  Args:
+    field: the config key or argument, e.g. `model.name`.
+    value: what was given.
+    allowed: the names that exist.
+  """
+  allowed = sorted(allowed)
+  close = difflib.get_close_matches(str(value), allowed, n=3)
+  hint = f'did you mean {" or ".join(map(repr, close))}? ' if close else ''
+  return UserError(f'{field}={value!r} is unknown: {hint}Allowed: {", ".join(allowed)}')

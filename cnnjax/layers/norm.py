@@ -1,0 +1,150 @@
+"""Normalisation.
+
+A model takes `norm`, a partial of any linen normalisation, and calls `bind` once with `train` and
+its compute type. Its blocks then write `norm(name='norm1')(x)` and never hear of training mode:
+
+  norm = bind(self.norm, train=train, dtype=self.dtype)
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+NormFactory = Callable[..., Any]
+_Model = TypeVar('_Model', bound=nn.Module)
+
+
+class BatchNorm(nn.Module):
+  """Batch normalisation over every axis but the last (Ioffe & Szegedy 2015, algorithm 1).
+
+  Numerics are PyTorch's: the batch is normalised by its biased variance, and the running variance
+  averages the unbiased one, n / (n - 1). (linen and Keras store the biased one, so that weights
+  which travel between the frameworks drift.) The variance is taken in two passes, from centred
+  values: E[x²] - E[x]² loses every digit where the mean is large beside the spread.
+
+  Variables: params `scale`, `bias`; batch_stats `mean`, `var`; all float32, [C].
+
+  Attributes:
+    momentum: weight of the old running value; 1 - PyTorch's `momentum`.
+    epsilon: added to the variance.
+    dtype: type of the output; None keeps the input's. Statistics are always float32.
+    axis_name: mapped device axis over which the batch is shared, or None. The statistics are then
+      those of the global batch, exactly.
+    use_running_average: normalise by the running statistics; here or in the call.
+    use_scale: multiply by a learned scale.
+    use_bias: add a learned bias.
+    scale_init: initialiser of the scale.
+    bias_init: initialiser of the bias.
+  """
+
+  momentum: float = 0.9
+  epsilon: float = 1e-5
+  dtype: Any = None
+  axis_name: str | None = None
+  use_running_average: bool | None = None
+  use_scale: bool = True
+  use_bias: bool = True
+  scale_init: nn.initializers.Initializer = nn.initializers.ones
+  bias_init: nn.initializers.Initializer = nn.initializers.zeros
+
+  @nn.compact
+  def __call__(self, x: jax.Array, use_running_average: bool | None = None) -> jax.Array:
+    running = nn.merge_param('use_running_average', self.use_running_average, use_running_average)
+    shape = (x.shape[-1],)
+    running_mean = self.variable('batch_stats', 'mean', jnp.zeros, shape, jnp.float32)
+    running_var = self.variable('batch_stats', 'var', jnp.ones, shape, jnp.float32)
+    dtype = self.dtype or x.dtype
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    lift = lambda v: v.reshape((1,) * (x.ndim - 1) + shape)  # [C] -> [1, ..., 1, C]
+
+    if running:
+      mean, var = running_mean.value, running_var.value
+    else:
+      axes = tuple(range(x.ndim - 1))
+      # No device axis is bound while a model is being initialised.
+      axis_name = None if self.is_initializing() else self.axis_name
+      total = lambda v: lax.psum(v, axis_name) if axis_name else v
+      count = total(x.size // x.shape[-1])
+      mean = total(x.sum(axes)) / count
+      var = total(jnp.square(x - lift(mean)).sum(axes)) / count
+      if not self.is_initializing() and self.is_mutable_collection('batch_stats'):
+        unbiased = var * (count / max(count - 1, 1))
+        keep = self.momentum
+        running_mean.value = keep * running_mean.value + (1 - keep) * mean
+        running_var.value = keep * running_var.value + (1 - keep) * unbiased
+
+    factor = lax.rsqrt(var + self.epsilon)
+    if self.use_scale:
+      factor = factor * self.param('scale', self.scale_init, shape, jnp.float32)
+    y = (x - lift(mean)) * lift(factor)
+    if self.use_bias:
+      y = y + lift(self.param('bias', self.bias_init, shape, jnp.float32))
+    return y.astype(dtype)
+
+
+def bind(norm: NormFactory | None, **options: Any) -> NormFactory:
+  """Gives a normalisation the options that it has fields for; the others don't concern it.
+
+  So group or layer normalisation drops in where a model was written for batch normalisation. What
+  the caller of the model has set already wins: `partial(BatchNorm, use_running_average=True)`
+  stays frozen in training.
+
+  Args:
+    norm: a linen module class or a partial of one; None stands for no normalisation.
+    **options: `train`, which becomes `use_running_average=not train`, and any field (`dtype`).
+
+  Returns:
+    A factory: `factory(name=..., **fields)(x)`.
+  """
+  if norm is None:
+    return lambda **_: lambda x: x
+  if 'train' in options:
+    options['use_running_average'] = not options.pop('train')
+  fields = _fields(norm)
+  given = norm.keywords if isinstance(norm, functools.partial) else {}
+  chosen = {k: v for k, v in options.items() if (not fields or k in fields) and k not in given}
+  return functools.partial(norm, **chosen)
+
+
+def synchronise(model: _Model, axis_name: str | None) -> _Model:
+  """The same model with its batch normalisation computed over the devices of `axis_name`.
+
+  Args:
+    model: any linen module. Its fields that hold batch normalisation (a class or partial), and
+      those of the modules in its fields, are changed. Other norms don't look across examples.
+    axis_name: the mapped axis; None for a single device.
+  """
+  changes = {}
+  for field in dataclasses.fields(model):
+    value = getattr(model, field.name)
+    if field.name == 'parent' or not field.init:
+      continue
+    if isinstance(value, nn.Module):
+      changed = synchronise(value, axis_name)
+    elif _is_batch_norm(value):
+      changed = functools.partial(value, axis_name=axis_name)
+    else:
+      continue
+    if changed is not value:
+      changes[field.name] = changed
+  return model.clone(**changes) if changes else model
+
+
+def _target(factory: Any) -> Any:
+  return _target(factory.func) if isinstance(factory, functools.partial) else factory
+
+
+def _fields(factory: Any) -> set[str]:
+  target = _target(factory)
+  return {f.name for f in dataclasses.fields(target)} if dataclasses.is_dataclass(target) else set()
+
+
+def _is_batch_norm(factory: Any) -> bool:
+  target = _target(factory)
+  return isinstance(target, type) and issubclass(target, BatchNorm | nn.BatchNorm)

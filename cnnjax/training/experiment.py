@@ -1,0 +1,281 @@
+"""From a config to the objects that training needs: data, model, task, optimizer, devices."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+import optax
+
+from cnnjax import errors, models
+from cnnjax.config import Config
+from cnnjax.data import augment, pipeline, prefetch, preprocess, sources
+from cnnjax.layers import norm
+from cnnjax.tasks import Task, classification
+from cnnjax.training import optimizers, parallel, schedules, steps, workdir
+from cnnjax.training import state as state_lib
+from cnnjax.training.state import State
+
+
+class Batches(Protocol):
+  """An iterator over batches on the devices, to be closed."""
+
+  def __next__(self) -> Any: ...
+
+  def __iter__(self) -> Any: ...
+
+  def close(self) -> None: ...
+
+
+class Plan(NamedTuple):
+  """The numbers of steps that a config means for a given dataset."""
+
+  batch_size: int
+  eval_batch_size: int
+  steps: int
+  warmup_steps: int
+  eval_every: int
+  checkpoint_every: int
+
+
+class Experiment(NamedTuple):
+  """Everything that is fixed before the first step.
+
+  Attributes:
+    plan: numbers of steps.
+    task: pure functions of the model and the loss.
+    schedule: the learning rate of a step.
+    devices: how a step is spread over devices.
+    description: class names, sizes and statistics, as data.json has them.
+    init: `() -> State`.
+    train_step: compiled `(state, batch) -> (state, metrics)`, which consumes the state.
+    eval_step: compiled `(state, batch) -> sums`.
+    train_batches: `(first_step) -> Batches`, endless, on the devices.
+    test_batches: `() -> Batches`, every example once.
+  """
+
+  plan: Plan
+  task: Task
+  schedule: optax.Schedule
+  devices: parallel.Parallel
+  description: dict[str, Any]
+  init: Callable[[], State]
+  train_step: Callable[[State, Any], tuple[State, steps.Metrics]]
+  eval_step: Callable[[State, Any], dict[str, Any]]
+  train_batches: Callable[[int], Batches]
+  test_batches: Callable[[], Batches]
+
+
+def create(config: Config, directory: str) -> Experiment:
+  """Builds an experiment.
+
+  Args:
+    config: validated.
+    directory: the working directory, where data.json is kept so that a resumed run normalises
+      as it did before.
+
+  Raises:
+    UserError: a mistake in the config or the data.
+  """
+  devices = parallel.create(config.parallel.strategy, devices=config.parallel.devices)
+  augment_image = augment.parse(config.augment) if config.augment else None
+  train, test = (_source(config, split) for split in ('train', 'test'))
+  plan = make_plan(config, len(train), len(test), len(devices.devices))
+  schedule = schedules.create(
+    config.schedule.name,
+    learning_rate=config.optimizer.learning_rate,
+    total_steps=plan.steps,
+    warmup_steps=plan.warmup_steps,
+    **config.schedule.options,
+  )
+  options = {k: v for k, v in config.optimizer.items() if k not in ('name', 'learning_rate')}
+  optimizer = optimizers.create(config.optimizer.name, schedule, **options)
+  overrides = {k: v for k, v in config.model.items() if k != 'name'}
+  model = models.create(
+    config.model.name, num_classes=len(train.class_names), dtype=config.dtype, **overrides
+  )
+  task = classification.classification(
+    norm.synchronise(model, devices.axis_name),
+    loss=config.loss.name,
+    label_smoothing=config.loss.label_smoothing,
+  )
+
+  limit = config.data.resident_megabytes * 2**20
+  if sources.fits(train, limit) and sources.fits(test, limit):
+    feed = _resident_feed(
+      config, plan, devices, sources.materialise(train), sources.materialise(test)
+    )
+  else:
+    feed = _streamed_feed(config, plan, devices, train, test)
+  description = _describe(config, directory, train, test)
+  normalise = preprocess.make_preprocess(
+    augment_image, description['mean'], description['std'], 'float32'
+  )
+
+  key = jax.random.key(config.seed)
+  init_key, step_key = jax.random.split(key)
+
+  def init() -> State:
+    batch = {'image': np.zeros((1, *_image_shape(config, train)), np.float32)}
+    return jax.jit(lambda k: state_lib.init(k, task, optimizer, batch))(init_key)
+
+  axis = devices.axis_name
+  train_step = steps.make_train_step(
+    task, optimizer, key=step_key, preprocess=normalise, axis_name=axis
+  )
+  eval_step = steps.make_eval_step(task, preprocess=normalise, axis_name=axis)
+  return Experiment(
+    plan=plan,
+    task=task,
+    schedule=schedule,
+    devices=devices,
+    description=description,
+    init=init,
+    train_step=feed.compile(train_step, feed.train_data, True),
+    eval_step=feed.compile(eval_step, feed.test_data, False),
+    train_batches=feed.train_batches,
+    test_batches=feed.test_batches,
+  )
+
+
+def _source(config: Config, split: str) -> sources.Source:
+  return sources.load(
+    config.data.name,
+    split,
+    data_dir=config.data.data_dir,
+    image_size=config.data.image_size,
+    resize=config.data.resize,
+    max_unreadable=config.data.max_unreadable,
+  )
+
+
+def _image_shape(config: Config, source: sources.Source) -> tuple[int, int, int]:
+  if source.image_shape is not None:
+    return source.image_shape
+  height, width = config.data.image_size  # a source of varying sizes asks for it
+  return height, width, source[0]['image'].shape[-1]
+
+
+def make_plan(config: Config, train_size: int, test_size: int, devices: int) -> Plan:
+  """Turns epochs into steps.
+
+  Raises:
+    UserError: a batch that the devices can't share equally, or a warm-up as long as the run.
+  """
+  batch_size = train_size if config.batch_size == -1 else config.batch_size
+  if batch_size % devices:
+    raise errors.UserError(
+      f'config.batch_size={batch_size} must be divisible by the number of devices, {devices}'
+    )
+  per_epoch = train_size / batch_size
+  total = config.steps if config.steps is not None else max(1, round(config.epochs * per_epoch))
+  warmup = round(config.schedule.warmup_epochs * per_epoch)
+  if warmup and warmup >= total:
+    raise errors.UserError(
+      f'config.schedule.warmup_epochs={config.schedule.warmup_epochs} is {warmup} steps and must'
+      f' be fewer than the {total} steps of the run'
+    )
+  eval_every = config.eval_every or max(1, round(per_epoch))
+  return Plan(
+    batch_size=batch_size,
+    eval_batch_size=min(batch_size, -(-test_size // devices) * devices),
+    steps=total,
+    warmup_steps=warmup,
+    eval_every=eval_every,
+    checkpoint_every=config.checkpoint.every or eval_every,
+  )
+
+
+def _describe(
+  config: Config, directory: str, train: sources.Source, test: sources.Source
+) -> dict[str, Any]:
+  stored = workdir.read_json(directory, 'data.json')
+  if stored is not None:
+    return stored
+  if config.data.mean:
+    mean, std = config.data.mean, config.data.std
+  else:
+    mean, std = sources.statistics(train)
+  description = {
+    'name': config.data.name,
+    'class_names': list(train.class_names),
+    'train_examples': len(train),
+    'test_examples': len(test),
+    'mean': [float(x) for x in mean],
+    'std': [float(x) for x in std],
+  }
+  if jax.process_index() == 0:
+    workdir.write_data(directory, description)
+  return description
+
+
+class _Feed(NamedTuple):
+  train_data: tuple[Any, ...]  # replicated arguments after the batch
+  test_data: tuple[Any, ...]
+  compile: Callable[..., Any]
+  train_batches: Callable[[int], Batches]
+  test_batches: Callable[[], Batches]
+
+
+def _resident_feed(config, plan, devices, train, test) -> _Feed:
+  """Images stay on the devices; a batch is example numbers, and the step gathers its images."""
+  process = (jax.process_index(), jax.process_count())
+
+  def rows(ids, mask):
+    mine = pipeline.rows(len(ids), process)
+    return devices.split({'id': ids[mine], 'mask': mask[mine]})
+
+  def train_batches(first):
+    ones = np.ones(plan.batch_size, np.float32)
+    step = first
+    while True:
+      yield rows(pipeline.train_ids(config.seed, step, len(train), plan.batch_size), ones)
+      step += 1
+
+  def test_batches():
+    for step in range(pipeline.num_eval_steps(len(test), plan.eval_batch_size)):
+      yield rows(*pipeline.eval_ids(step, len(test), plan.eval_batch_size))
+
+  def compile(step, data, donate):
+    def gathering(state, batch, images, labels):
+      ids = batch['id']
+      return step(state, {**batch, 'image': images[ids], 'label': labels[ids]})
+
+    compiled = devices.compile(gathering, donate)
+    return lambda state, batch: compiled(state, batch, *data)
+
+  def replicated(source):
+    return devices.replicate(source.images), devices.replicate(source.labels)
+
+  return _Feed(replicated(train), replicated(test), compile, train_batches, test_batches)
+
+
+def _streamed_feed(config, plan, devices, train, test) -> _Feed:
+  """Batches are read and decoded while the devices work on earlier ones."""
+  options = {
+    'process': (jax.process_index(), jax.process_count()),
+    'workers': config.data.workers,
+  }
+
+  def train_batches(first):
+    batches = pipeline.train_batches(
+      train,
+      seed=config.seed,
+      batch_size=plan.batch_size,
+      start_step=first,
+      transform=preprocess.train_transform(
+        config.data.resize, config.data.image_size, seed=config.seed
+      ),
+      **options,
+    )
+    return prefetch.prefetch(batches, devices.split, config.data.prefetch)
+
+  def test_batches():
+    batches = pipeline.eval_batches(test, batch_size=plan.eval_batch_size, **options)
+    return prefetch.prefetch(batches, devices.split, config.data.prefetch)
+
+  def compile(step, data, donate):
+    del data
+    return devices.compile(step, donate)
+
+  return _Feed((), (), compile, train_batches, test_batches)

@@ -1,0 +1,206 @@
+"""Training and evaluation of one config in one working directory."""
+
+import contextlib
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cnnjax.cli import NonFinite
+from cnnjax.config import Config
+from cnnjax.training import checkpoint, experiment, metrics, steps, workdir, writers
+from cnnjax.training.clock import Clock
+from cnnjax.training.signals import Signals
+from cnnjax.training.state import State
+
+Row = dict[str, Any]
+
+
+@dataclasses.dataclass
+class Progress:
+  """What resuming needs besides the state: sums since the last line of training metrics.
+
+  Attributes:
+    updates: in the window.
+    count: examples in the window.
+    loss: summed over them.
+    correct: how many of them were classified right.
+    gradient_norm: summed over the steps.
+    seconds: spent in steps, in the whole run.
+  """
+
+  updates: int = 0
+  count: float = 0.0
+  loss: float = 0.0
+  correct: float = 0.0
+  gradient_norm: float = 0.0
+  seconds: float = 0.0
+
+  def add(self, values: Mapping[str, Any]) -> None:
+    """Adds one step's metrics, in float64."""
+    self.updates += 1
+    for name in ('count', 'loss', 'correct', 'gradient_norm'):
+      setattr(self, name, getattr(self, name) + float(values[name]))
+
+  def figures(self) -> Row:
+    """Means over the window: of loss and accuracy over examples, of the norm over steps."""
+    count = max(self.count, 1.0)
+    return {
+      'loss': self.loss / count,
+      'accuracy': self.correct / count,
+      'gradient_norm': self.gradient_norm / max(self.updates, 1),
+    }
+
+  def clear(self) -> None:
+    """Starts the next window."""
+    self.updates, self.count, self.loss, self.correct, self.gradient_norm = 0, 0.0, 0.0, 0.0, 0.0
+
+
+def train(config: Config, directory: str) -> Row:
+  """Trains, or resumes training, and evaluates on the test split.
+
+  Args:
+    config: validated.
+    directory: the working directory, which holds all that the run leaves; created if missing.
+
+  Returns:
+    The last evaluation's row of `metrics.jsonl`.
+
+  Raises:
+    UserError: a mistake in the config or data.
+    NonFinite: the loss, its gradient or a parameter stopped being a number.
+    Stopped: SIGTERM or SIGINT came; the state is saved.
+  """
+  with Signals() as signals, contextlib.ExitStack() as stack:
+    # Set-up: data, model, steps
+    workdir.prepare(directory, config)
+    setup = experiment.create(config, directory)
+    plan = setup.plan
+    checkpoints = stack.enter_context(
+      checkpoint.Checkpoints(
+        directory,
+        keep_last=config.checkpoint.keep_last,
+        keep_best=config.checkpoint.keep_best,
+        best_metric=config.checkpoint.best_metric,
+      )
+    )
+
+    # Restore
+    state, progress = setup.init(), Progress()
+    if checkpoints.steps():
+      state, saved = checkpoints.restore(state)
+      progress = Progress(**saved)
+    first = int(state.step)
+    if first == plan.steps:
+      return last_evaluation(directory)
+    state = setup.devices.replicate(state)
+    if signals:
+      raise signals.stopped(f'before step {first + 1}')
+
+    # Loop
+    clock = Clock(progress.seconds)
+    output = stack.enter_context(writers.Writers(directory, plan.steps, step=first))
+    batches = stack.enter_context(contextlib.closing(setup.train_batches(first)))
+    pending: list[steps.Metrics] = []
+
+    def drain(step: int) -> None:
+      # Reading a metric waits for its step: once for many steps, not at every one.
+      for done, values in enumerate(jax.device_get(pending), start=step - len(pending) + 1):
+        if not np.isfinite([values['loss'], values['gradient_norm']]).all():
+          raise NonFinite(
+            f'step {done}: the loss is {values["loss"] / max(values["count"], 1):g}, the gradient'
+            f' norm {values["gradient_norm"]:g}; the newest checkpoint is of step'
+            f' {max(checkpoints.steps(), default=None)}'
+          )
+        progress.add(values)
+      pending.clear()
+      checkpoints.check()
+
+    def log(step: int) -> None:
+      steps_per_second, seconds_per_step = clock.lap()
+      progress.seconds = clock.seconds
+      row = {'step': step, 'split': 'train', **progress.figures()}
+      row['learning_rate'] = float(np.asarray(setup.schedule(step - 1)))
+      row['seconds'] = clock.seconds
+      if steps_per_second and seconds_per_step:
+        row['images_per_second'] = steps_per_second * plan.batch_size
+        row['eta_seconds'] = seconds_per_step * (plan.steps - step)
+      output.write(row)
+      progress.clear()
+
+    def save(step: int, row: Row | None) -> None:
+      if not all_finite(state.params):
+        raise NonFinite(f'step {step}: a parameter is no longer finite')
+      figures = {k: v for k, v in row.items() if isinstance(v, float)} if row else None
+      checkpoints.save(state, dataclasses.asdict(progress), figures)
+
+    for step in range(first + 1, plan.steps + 1):
+      state, values = setup.train_step(state, next(batches))
+      pending.append(values)
+      clock.step()
+      if step == first + 1:
+        jax.block_until_ready(values)
+        clock.start()  # this step was compiled as well, so it isn't timed
+
+      last = step == plan.steps
+      evaluating = last or step % plan.eval_every == 0
+      saving = last or step % plan.checkpoint_every == 0 or bool(signals)
+      if last or step % config.log_every == 0:
+        drain(step)
+        log(step)
+      if not (evaluating or saving):
+        continue
+      drain(step)
+      with clock.paused():
+        row = None
+        if evaluating:
+          row = {'step': step, 'split': 'test', **evaluate(setup, state)}
+          output.write(row)
+        if saving:
+          save(step, row)
+      if signals and not last:
+        raise signals.stopped(f'after step {step}; the same command resumes')
+    assert row is not None
+    return row
+
+
+@jax.jit
+def all_finite(tree: Any) -> jax.Array:
+  """Whether every element of every array is a finite number."""
+  return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]).all()
+
+
+def evaluate(setup: experiment.Experiment, state: State) -> dict[str, Any]:
+  """The task's figures over the whole test split, every example once."""
+  total: metrics.Sums = {}
+  with contextlib.closing(setup.test_batches()) as batches:
+    for batch in batches:
+      total = metrics.accumulate(total or None, setup.eval_step(state, batch))
+  return setup.task.summarize(total)
+
+
+def evaluate_checkpoint(config: Config, directory: str, step: int | None = None) -> Row:
+  """Evaluates a checkpoint on the test split; writes nothing.
+
+  Args:
+    config: the run's own.
+    directory: its working directory.
+    step: which checkpoint; the newest if None.
+
+  Raises:
+    UserError: there is no such checkpoint, or the directory is another config's.
+  """
+  workdir.check(directory, config)
+  setup = experiment.create(config, directory)
+  with checkpoint.Checkpoints(directory, read_only=True) as checkpoints:
+    state, _ = checkpoints.restore(setup.init(), step)
+  figures = evaluate(setup, setup.devices.replicate(state))
+  return {'step': int(state.step), 'split': 'test', **figures}
+
+
+def last_evaluation(directory: str) -> Row:
+  """The newest row of a finished run's test split."""
+  return [row for row in writers.read(directory) if row['split'] == 'test'][-1]

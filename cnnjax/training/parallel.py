@@ -1,0 +1,150 @@
+"""Runs a per-device step over devices: the only file that names pmap or a mesh.
+
+Every strategy computes the same thing: the state is the same on all devices, a batch is split
+along its first axis, and what comes out is the same on all devices because the step reduces over
+`axis_name` itself. One device needs none of this, so there the step is only jitted.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from cnnjax import errors
+
+AXIS = 'devices'
+Devices = tuple[Any, ...]  # of jax.Device, which pyright does not accept as a type
+
+
+class Parallel(NamedTuple):
+  """How a step is spread over devices.
+
+  Attributes:
+    devices: those used, over all processes.
+    axis_name: what a step reduces over, or None on one device.
+    replicate: puts a tree on every device.
+    split: puts this process's rows of a batch (a dict of [N, ...] NumPy arrays) on its devices.
+    compile: `(step, donate) -> step`; takes `(state, batch, *replicated)`; `donate` says that the
+      state's memory may be reused for what comes out.
+  """
+
+  devices: Devices
+  axis_name: str | None
+  replicate: Callable[[Any], Any]
+  split: Callable[[dict[str, np.ndarray]], dict[str, Any]]
+  compile: Callable[..., Callable[..., Any]]
+
+
+def create(strategy: str = 'pmap', *, devices: int = 0) -> Parallel:
+  """The strategy by name: `pmap` or `shard_map`.
+
+  Args:
+    strategy: the name.
+    devices: how many of the devices to use; 0 for all.
+
+  Raises:
+    UserError: an unknown strategy, or more devices than there are.
+  """
+  found = jax.devices()
+  if devices > len(found):
+    raise errors.UserError(
+      f'config.parallel.devices={devices} but this machine has {len(found)} ({found[0].platform})'
+    )
+  used = tuple(found[: devices or len(found)])
+  if strategy not in _STRATEGIES:
+    raise errors.unknown('config.parallel.strategy', strategy, _STRATEGIES)
+  if len(used) == 1:
+    return _single(used)
+  parallel = _STRATEGIES[strategy](used)
+  return _one_at_a_time(parallel) if used[0].platform == 'cpu' else parallel
+
+
+def _one_at_a_time(parallel: Parallel) -> Parallel:
+  # On the CPU a device waits for its peers' all-reduce in a thread of the one pool that its peers
+  # need as well: with several steps under way all threads can wait, and the process hangs.
+  def compile(step, donate=False):
+    compiled = parallel.compile(step, donate)
+    return lambda *args: jax.block_until_ready(compiled(*args))
+
+  return parallel._replace(compile=compile)
+
+
+def _single(devices: Devices) -> Parallel:
+  (device,) = devices
+  return Parallel(
+    devices=devices,
+    axis_name=None,
+    replicate=lambda tree: jax.device_put(tree, device),
+    split=lambda batch: jax.device_put(batch, device),
+    compile=lambda step, donate=False: jax.jit(step, donate_argnums=(0,) if donate else ()),
+  )
+
+
+def _mesh_functions(devices: Devices) -> tuple[Mesh, Callable, Callable]:
+  mesh = Mesh(np.asarray(devices), (AXIS,))
+  everywhere, along_rows = (NamedSharding(mesh, p) for p in (PartitionSpec(), PartitionSpec(AXIS)))
+
+  def replicate(tree):
+    # Every process holds the same values, so each can fill its own devices with them.
+    return jax.tree.map(
+      lambda x: jax.make_array_from_process_local_data(everywhere, np.asarray(x)), tree
+    )
+
+  def split(batch):
+    return {k: jax.make_array_from_process_local_data(along_rows, v) for k, v in batch.items()}
+
+  return mesh, replicate, split
+
+
+def _shard_map(devices: Devices) -> Parallel:
+  mesh, replicate, split = _mesh_functions(devices)
+
+  def compile(step, donate=False):
+    def spread(state, batch, *replicated):
+      # check_vma=False gives psum under grad the meaning that it has under pmap, on which the
+      # steps rely: gradients are reduced where they say so and nowhere else.
+      mapped = jax.shard_map(
+        step,
+        mesh=mesh,
+        in_specs=(PartitionSpec(), PartitionSpec(AXIS), *(PartitionSpec() for _ in replicated)),
+        out_specs=PartitionSpec(),
+        check_vma=False,
+      )
+      return mapped(state, batch, *replicated)
+
+    return jax.jit(spread, donate_argnums=(0,) if donate else ())
+
+  return Parallel(devices, AXIS, replicate, split, compile)
+
+
+def _pmap(devices: Devices) -> Parallel:
+  _, replicate, split_rows = _mesh_functions(devices)
+  local = sum(d.process_index == jax.process_index() for d in devices)
+
+  def split(batch):
+    # pmap maps a leading axis of devices: [N, ...] becomes [devices, N / devices, ...].
+    return split_rows({k: v.reshape(local, -1, *v.shape[1:]) for k, v in batch.items()})
+
+  def compile(step, donate=False):
+    def spread(state, batch, *replicated):
+      return mapped[len(replicated)](state, batch, *replicated)
+
+    mapped = [
+      jax.pmap(
+        step,
+        axis_name=AXIS,
+        in_axes=(None, 0, *(None for _ in range(n))),
+        out_axes=None,
+        devices=devices,
+        donate_argnums=(0,) if donate else (),
+      )
+      for n in range(3)
+    ]
+    return spread
+
+  return Parallel(devices, AXIS, replicate, split, compile)
+
+
+_STRATEGIES = {'pmap': _pmap, 'shard_map': _shard_map}

@@ -1,0 +1,103 @@
+"""The working directory: what identifies the run, and the refusal of another run's directory."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+import jax
+
+from cnnjax import errors
+from cnnjax.config import Config, leaves
+
+
+def prepare(workdir: str, config: Config) -> None:
+  """Creates the directory, or checks that it is this config's; writes environment.json.
+
+  Raises:
+    UserError: the directory can't be written, or holds the run of another config.
+  """
+  try:
+    os.makedirs(workdir, exist_ok=True)
+    if check(workdir, config) is None:
+      _write_json(workdir, 'config.json', json.loads(config.to_json()))
+    _write_json(workdir, 'environment.json', environment())
+  except OSError as e:
+    raise errors.UserError(f'--workdir={workdir!r} cannot be written: {e.strerror}') from e
+
+
+def check(workdir: str, config: Config) -> Any:
+  """The config that the directory holds a run of; None if it holds none.
+
+  Raises:
+    UserError: it differs from `config`; the message names the keys.
+  """
+  old = read_json(workdir, 'config.json')
+  if old is None:
+    return None
+  before, after = dict(leaves(old)), dict(leaves(json.loads(config.to_json())))
+  changed = [k for k in sorted({*before, *after}) if before.get(k) != after.get(k)]
+  if changed:
+    key = changed[0]
+    raise errors.UserError(
+      f'--workdir={workdir!r} holds a run of another config; it differs in {", ".join(changed)}'
+      f' ({key} was {before.get(key)!r}, is {after.get(key)!r}): choose another workdir'
+    )
+  return old
+
+
+def read_json(workdir: str, name: str) -> Any:
+  """The contents of a JSON file of the directory; None where there is none.
+
+  Raises:
+    UserError: the file isn't JSON.
+  """
+  path = os.path.join(workdir, name)
+  if not os.path.exists(path):
+    return None
+  with open(path) as f:
+    try:
+      return json.load(f)
+    except json.JSONDecodeError as e:
+      raise errors.UserError(f'{path} is not JSON: {e}') from e
+
+
+def _write_json(workdir: str, name: str, value: Any) -> None:
+  # Written beside and renamed, so that a crash leaves the old file or the new one.
+  path = os.path.join(workdir, name)
+  with open(path + '.partial', 'w') as f:
+    json.dump(value, f, indent=2)
+    f.write('\n')
+  os.replace(path + '.partial', path)
+
+
+def write_data(workdir: str, description: Mapping[str, Any]) -> None:
+  """Writes data.json: class names, sizes and normalisation statistics."""
+  _write_json(workdir, 'data.json', dict(description))
+
+
+def environment() -> dict[str, Any]:
+  """Versions, devices, git revision and flags of this process."""
+  packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
+  package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+  git = subprocess.run(
+    ['git', '-C', package, 'describe', '--always', '--dirty'],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  return {
+    'cnnjax': metadata.version('cnnjax'),
+    'git': git.stdout.strip() or None,
+    'python': platform.python_version(),
+    'platform': platform.platform(),
+    'packages': {name: metadata.version(name) for name in packages},
+    'devices': [str(d) for d in jax.devices()],
+    'processes': jax.process_count(),
+    'xla_flags': os.environ.get('XLA_FLAGS', ''),
+    'argv': sys.argv,
+  }

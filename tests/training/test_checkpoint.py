@@ -1,0 +1,85 @@
+"""Checkpoints: exact round trip, retention, fingerprints, and the wrong model refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from cnnjax.errors import UserError
+from cnnjax.training import checkpoint
+from cnnjax.training.state import State
+
+
+def make_state(step=0, width=3, fill=0.5):
+  params = {'head': {'kernel': jnp.full((2, width), fill), 'bias': jnp.arange(width) / 7}}
+  optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))
+  return State(
+    step=jnp.asarray(step, jnp.int32), params=params, batch_stats={'norm': {'mean': jnp.ones(2)}},
+    opt_state=optimizer.init(params),
+  )  # fmt: skip
+
+
+def open_checkpoints(path, **options):
+  return checkpoint.Checkpoints(str(path), **options)
+
+
+def test_round_trip_is_exact(tmp_path):
+  state, progress = make_state(step=7, fill=0.1), {'loss': 0.1 + 0.2, 'unreadable': 3}
+  with open_checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(state, progress)
+  with open_checkpoints(tmp_path, read_only=True) as checkpoints:
+    restored, saved = checkpoints.restore(make_state(fill=9.0))
+  assert saved == progress
+  assert jax.tree.structure(restored) == jax.tree.structure(state)
+  for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(restored), strict=True):
+    np.testing.assert_array_equal(a, b)
+    assert a.dtype == b.dtype
+
+
+def test_a_donated_state_does_not_change_what_is_being_saved(tmp_path):
+  state = jax.device_put(make_state(step=1))
+  clear = jax.jit(lambda s: jax.tree.map(jnp.zeros_like, s), donate_argnums=0)
+  expected = np.array(state.params['head']['kernel'])
+  with open_checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(state, {})
+    clear(state)
+  with open_checkpoints(tmp_path, read_only=True) as checkpoints:
+    np.testing.assert_array_equal(checkpoints.read()['params/head/kernel'], expected)
+
+
+def test_retention_keeps_the_last_and_the_best(tmp_path):
+  with open_checkpoints(tmp_path, keep_last=2, keep_best=1) as checkpoints:
+    for step, accuracy in enumerate([0.1, 0.9, 0.3, 0.4, 0.5], start=1):
+      checkpoints.save(make_state(step), {}, {'accuracy': accuracy})
+    checkpoints.save(make_state(6), {})  # on a signal: no figures
+  with open_checkpoints(tmp_path, read_only=True) as checkpoints:
+    assert checkpoints.steps() == [2, 5, 6]
+
+
+def test_another_models_checkpoint_is_refused(tmp_path):
+  with open_checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(make_state(1), {})
+  with open_checkpoints(tmp_path, read_only=True) as checkpoints:
+    with pytest.raises(UserError, match='head/bias'):
+      checkpoints.restore(make_state(width=4))
+    with pytest.raises(UserError, match=r'step 5 .*\[1\]'):
+      checkpoints.restore(make_state(), step=5)
+
+
+def test_fingerprint_sees_every_bit_name_and_type():
+  flat = {'params/a': np.arange(3.0, dtype=np.float32), 'opt_state/m': np.zeros(2, np.float32)}
+  same = checkpoint.fingerprint(dict(reversed(flat.items())))
+  base = checkpoint.fingerprint(flat)
+  assert base == same
+  flipped = flat['params/a'].copy()
+  flipped.view(np.uint32)[1] ^= 1
+  for other in (
+    {**flat, 'params/a': flipped},
+    {**flat, 'params/a': flat['params/a'].reshape(3, 1)},
+    {**flat, 'params/a': flat['params/a'].view(np.int32)},
+    {'params/b': flat['params/a'], 'opt_state/m': flat['opt_state/m']},
+  ):
+    found = checkpoint.fingerprint(other)
+    assert found['params'] != base['params']
+    assert found['opt_state'] == base['opt_state']

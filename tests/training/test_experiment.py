@@ -1,0 +1,107 @@
+"""From config to compiled steps: one device equals two, and numbers of steps are right."""
+
+import jax
+import numpy as np
+import pytest
+
+from cnnjax import config
+from cnnjax.errors import UserError
+from cnnjax.training import experiment
+
+DEVICES = (('pmap', 1), ('pmap', 2), ('shard_map', 2))
+
+
+def small_config(**overrides):
+  """A network with everything that could depend on how a batch is split over devices."""
+  c = config.default()
+  c.model = {'name': 'cnn', 'features': (4, 8), 'dense': (16,), 'norm': 'batch', 'dropout': 0.3}
+  c.augment = 'random_crop(padding=2)|flip_horizontal'
+  c.batch_size = 16
+  c.optimizer.name = 'momentum'
+  c.optimizer.learning_rate = 0.05
+  for key, value in overrides.items():
+    c[key] = value
+  return c
+
+
+def run(c, workdir, strategy, devices, steps=4):
+  c.parallel.strategy, c.parallel.devices = strategy, devices
+  setup = experiment.create(config.validate(c), str(workdir))
+  state = setup.devices.replicate(setup.init())
+  history = []
+  batches = setup.train_batches(0)
+  for _ in range(steps):
+    state, metrics = setup.train_step(state, next(batches))
+    history.append(jax.device_get(metrics))
+  batches.close()
+  return setup, state, history
+
+
+@pytest.mark.parametrize('resident_megabytes', [1024, 0], ids=['resident', 'streamed'])
+def test_devices_and_strategies_make_the_same_update(tmp_path, resident_megabytes):
+  c = small_config()
+  c.data.resident_megabytes = resident_megabytes
+  results = [run(c, tmp_path, *how) for how in DEVICES]
+  _, reference, history = results[0]
+  start = jax.device_get(results[0][0].init())
+  moved = max(
+    np.abs(np.asarray(a) - b).max()
+    for a, b in zip(jax.tree.leaves(reference.params), jax.tree.leaves(start.params), strict=True)
+  )
+  assert moved > 0.01  # the comparison is of something
+  for _, state, other in results[1:]:
+    for a, b in zip(jax.tree.leaves(reference), jax.tree.leaves(state), strict=True):
+      np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-6)
+    for a, b in zip(history, other, strict=True):
+      assert (a['count'], a['correct']) == (b['count'], b['correct'])
+      np.testing.assert_allclose(a['loss'], b['loss'], rtol=1e-5)
+
+
+def test_streamed_equals_resident_to_the_bit(tmp_path):
+  c = small_config()
+  _, resident, _ = run(c, tmp_path, 'pmap', 1)
+  c.data.resident_megabytes = 0
+  _, streamed, _ = run(c, tmp_path, 'pmap', 1)
+  for a, b in zip(jax.tree.leaves(resident), jax.tree.leaves(streamed), strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize('how', DEVICES)
+def test_evaluation_counts_every_example_once(tmp_path, how):
+  from cnnjax.training import loop
+
+  setup, state, _ = run(small_config(batch_size=50), tmp_path, *how, steps=1)
+  figures = loop.evaluate(setup, state)
+  assert np.sum(figures['confusion_matrix']) == setup.description['test_examples']
+
+
+def test_plain_gradient_descent_uses_every_example_at_every_step(tmp_path):
+  c = small_config(batch_size=-1, augment='')
+  setup, _, history = run(c, tmp_path, 'pmap', 1, steps=2)
+  assert [h['count'] for h in history] == [setup.description['train_examples']] * 2
+
+
+def test_plan():
+  c = config.default()
+  c.batch_size, c.epochs, c.schedule.warmup_epochs = 32, 3.0, 0.5
+  plan = experiment.make_plan(c, train_size=1000, test_size=70, devices=2)
+  assert plan == experiment.Plan(
+    batch_size=32, eval_batch_size=32, steps=94, warmup_steps=16, eval_every=31, checkpoint_every=31
+  )
+  c.steps, c.eval_every, c.checkpoint.every = 7, 3, 2
+  c.schedule.warmup_epochs = 0.0
+  plan = experiment.make_plan(c, train_size=1000, test_size=9, devices=2)
+  assert plan[1:] == (10, 7, 0, 3, 2)
+  with pytest.raises(UserError, match='divisible by the number of devices, 3'):
+    experiment.make_plan(c, train_size=1000, test_size=9, devices=3)
+  c.schedule.warmup_epochs = 1.0
+  with pytest.raises(UserError, match='warmup_epochs'):
+    experiment.make_plan(c, train_size=1000, test_size=9, devices=1)
+
+
+def test_statistics_are_stored_and_read_back(tmp_path):
+  first = experiment.create(config.validate(small_config()), str(tmp_path)).description
+  text = (tmp_path / 'data.json').read_text().replace('"mean": [', '"mean": [9, ')
+  (tmp_path / 'data.json').write_text(text)
+  again = experiment.create(config.validate(small_config()), str(tmp_path)).description
+  assert again['mean'] == [9, *first['mean']]
