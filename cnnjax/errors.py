@@ -12,6 +12,12 @@ class UserError(ValueError):
     super().__init__(' '.join(message.split()))
 
 
+def closest(value: Any, allowed: Iterable[str]) -> str:
+  """'did you mean 'adam'? ' with the closest names, or '' where none is close."""
+  close = difflib.get_close_matches(str(value), sorted(allowed), n=3)
+  return f'did you mean {" or ".join(map(repr, close))}? ' if close else ''
+
+
 def unknown(field: str, value: Any, allowed: Iterable[str]) -> UserError:
   """The error for a name that isn't in a registry; names the closest ones.
 
@@ -21,6 +27,5 @@ def unknown(field: str, value: Any, allowed: Iterable[str]) -> UserError:
     allowed: the names that exist.
   """
   allowed = sorted(allowed)
-  close = difflib.get_close_matches(str(value), allowed, n=3)
-  hint = f'did you mean {" or ".join(map(repr, close))}? ' if close else ''
+  hint = closest(value, allowed)
   return UserError(f'{field}={value!r} is unknown: {hint}Allowed: {", ".join(allowed)}')

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cnnjax.errors import UserError, unknown
+from cnnjax.errors import UserError, closest, unknown
 from cnnjax.layers.norm import BatchNorm
 from cnnjax.models import cnn, lenet, mlp, resnet
 from cnnjax.models.entry import Entry
@@ -79,7 +79,10 @@ def create(name: str, *, num_classes: int = 1000, **overrides: Any) -> nn.Module
     raise UserError(f'model.num_classes={num_classes!r} must be at least 1')
   for key, value in {'num_classes': num_classes, **overrides}.items():
     if key not in allowed:
-      raise unknown(f'option of model {name!r}', key, allowed)
+      raise UserError(
+        f'model.{key}={value!r} is not an option of {name!r}: {closest(key, allowed)}'
+        f'Allowed: {", ".join(sorted(allowed))}'
+      )
     options[key] = _parse(key, value, fields[key])
   return build(**options)
 

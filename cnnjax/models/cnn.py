@@ -28,7 +28,11 @@ PADDINGS = ('SAME', 'VALID')
 
 
 class Stage(nn.Module):
-  """`convs` times convolution, normalisation, activation; then pooling."""
+  """`convs` times convolution, normalisation, activation; then pooling.
+
+  With `pool_first` the pooling follows the first convolution at once: the rest of the stage works
+  on a quarter of the elements (as in Jordan 2024, https://arxiv.org/abs/2404.00498).
+  """
 
   features: int
   convs: int
@@ -36,30 +40,38 @@ class Stage(nn.Module):
   norm: Callable[..., Any]
   act: Callable[[jax.Array], jax.Array]
   pool: Callable[[jax.Array], jax.Array]
+  pool_first: bool
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     for i in range(1, self.convs + 1):
       x = self.conv(self.features, name=f'conv{i}')(x)
+      if self.pool_first and i == 1:
+        x = self.pool(x)
       x = self.act(self.norm(name=f'norm{i}')(x))
-    return self.pool(x)
+    return x if self.pool_first else self.pool(x)
 
 
 class Head(nn.Module):
-  """Dense layers with dropout after each (or before the logits where there is none), logits."""
+  """Dense layers, normalised as the convolutions are; dropout before each, or before the logits
+  where there is none; logits.
+  """
 
   num_classes: int
   dense: Sequence[int]
   dropout: float
+  norm: Callable[..., Any]
+  use_bias: bool
   act: Callable[[jax.Array], jax.Array]
   dtype: Any
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     x = x.reshape(x.shape[0], -1)
+    dense = partial(nn.Dense, use_bias=self.use_bias, dtype=self.dtype, kernel_init=init.he_fan_in)
     for i, features in enumerate(self.dense, 1):
-      x = nn.Dense(features, dtype=self.dtype, kernel_init=init.he_fan_in, name=f'dense{i}')(x)
-      x = Dropout(self.dropout, name=f'dropout{i}')(self.act(x), train)
+      x = Dropout(self.dropout, name=f'dropout{i}')(x, train)
+      x = self.act(self.norm(name=f'norm{i}')(dense(features, name=f'dense{i}')(x)))
     if not self.dense:
       x = Dropout(self.dropout, name='dropout')(x, train)
     logits = nn.Dense(self.num_classes, kernel_init=init.lecun_tanh, name='logits')
@@ -76,12 +88,13 @@ class CNN(nn.Module):
     kernel_size: height and width of every kernel.
     padding: 'SAME' (only pooling shrinks the image) or 'VALID'.
     pool: 'max', 'avg' or 'none', 2 x 2.
+    pool_first: pool after the stage's first convolution instead of at its end.
     global_pool: average over the image before the dense layers, else flatten it.
     dense: units of each hidden dense layer.
-    dropout: rate in the head.
+    dropout: rate before each hidden dense layer, or before the logits where there is none.
     dtype: compute type; parameters and logits are float32.
     conv: convolution factory; see `cnnjax.layers.conv`.
-    norm: normalisation factory before each convolution's activation, or None.
+    norm: normalisation factory before each hidden activation, or None.
     act: activation.
   """
 
@@ -91,6 +104,7 @@ class CNN(nn.Module):
   kernel_size: int = 3
   padding: str = 'SAME'
   pool: str = 'max'
+  pool_first: bool = False
   global_pool: bool = False
   dense: Sequence[int] = (128,)
   dropout: float = 0.0
@@ -119,18 +133,32 @@ class CNN(nn.Module):
     norm = bind(self.norm, train=train, dtype=self.dtype)
     x = images
     for i, features in enumerate(self.features, 1):
-      stage = Stage(features, self.convs, conv, norm, self.act, POOLS[self.pool], name=f'stage{i}')
+      pool = POOLS[self.pool]
+      stage = Stage(
+        features, self.convs, conv, norm, self.act, pool, self.pool_first, name=f'stage{i}'
+      )
       x = stage(x)
     if self.global_pool:
       x = global_avg_pool(x)
-    head = Head(self.num_classes, self.dense, self.dropout, self.act, self.dtype, name='head')
+    head = Head(
+      self.num_classes,
+      self.dense,
+      self.dropout,
+      norm,
+      self.norm is None,
+      self.act,
+      self.dtype,
+      name='head',
+    )
     return head(x, train)
 
   def _smallest(self) -> int:
+    shrink = self.kernel_size - 1 if self.padding == 'VALID' else 0
+    scale = 1 if self.pool == 'none' else 2
+    before = 1 if self.pool_first else self.convs  # convolutions before the pooling
     size = 1
     for _ in self.features:
-      size *= 1 if self.pool == 'none' else 2
-      size += self.convs * (self.kernel_size - 1) if self.padding == 'VALID' else 0
+      size = scale * (size + shrink * (self.convs - before)) + shrink * before
     return size
 
 

@@ -1,5 +1,6 @@
 """From a config to the objects that training needs: data, model, task, optimizer, devices."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -221,20 +222,19 @@ def _resident_feed(config, plan, devices, train, test) -> _Feed:
   """Images stay on the devices; a batch is example numbers, and the step gathers its images."""
   process = (jax.process_index(), jax.process_count())
 
-  def rows(ids, mask):
+  def split(ids, mask):
     mine = pipeline.rows(len(ids), process)
     return devices.split({'id': ids[mine], 'mask': mask[mine]})
 
   def train_batches(first):
     ones = np.ones(plan.batch_size, np.float32)
-    step = first
-    while True:
-      yield rows(pipeline.train_ids(config.seed, step, len(train), plan.batch_size), ones)
-      step += 1
+    for step in itertools.count(first):
+      ids = pipeline.train_ids(config.seed, step, len(train), plan.batch_size)
+      yield split(ids, ones)
 
   def test_batches():
     for step in range(pipeline.num_eval_steps(len(test), plan.eval_batch_size)):
-      yield rows(*pipeline.eval_ids(step, len(test), plan.eval_batch_size))
+      yield split(*pipeline.eval_ids(step, len(test), plan.eval_batch_size))
 
   def compile(step, data, donate):
     def gathering(state, batch, images, labels):

@@ -332,7 +332,11 @@ def test_images_that_are_no_images(name):
   ('name', 'options', 'message'),
   [
     ('resnet51', {}, r"model\.name='resnet51' is unknown: did you mean 'resnet50'"),
-    ('lenet5', {'dropuot': 0.1}, r"option of model 'lenet5'='dropuot'.*Allowed: act, conv, dtype"),
+    (
+      'lenet5',
+      {'dropuot': 0.1},
+      r"model.dropuot=0.1 is not an option of 'lenet5'.*Allowed: act, conv, dtype",
+    ),
     ('cnn', {'kernal_size': 3}, "did you mean 'kernel_size'"),
     ('cnn', {'parent': None}, 'parent'),
     ('cnn', {'act': 'rellu'}, r"model\.act='rellu' is unknown: did you mean 'relu'"),
