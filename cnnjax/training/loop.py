@@ -146,8 +146,9 @@ def train(config: Config, directory: str) -> Row:
         clock.start()  # this step was compiled as well, so it isn't timed
 
       last = step == plan.steps
+      stopping = bool(signals) and not last  # looked at once: one that comes later waits a step
       evaluating = last or step % plan.eval_every == 0
-      saving = last or step % plan.checkpoint_every == 0 or bool(signals)
+      saving = last or stopping or step % plan.checkpoint_every == 0
       if last or step % config.log_every == 0:
         drain(step)
         log(step)
@@ -161,7 +162,7 @@ def train(config: Config, directory: str) -> Row:
           output.write(row)
         if saving:
           save(step, row)
-      if signals and not last:
+      if stopping:
         raise signals.stopped(f'after step {step}; the same command resumes')
     assert row is not None
     return row
