@@ -68,9 +68,37 @@ def flip_horizontal(key: Array, image: Array, *, probability: float = 0.5) -> Ar
   return jnp.where(jax.random.bernoulli(key, probability), image[:, ::-1], image)
 
 
+def cutout(key: Array, image: Array, *, size: int) -> Array:
+  """Blackens a square whose centre is uniform over the image; what lies outside is cut off.
+
+  DeVries and Taylor 2017, https://arxiv.org/abs/1708.04552.
+
+  Args:
+    key: random key.
+    image: `[H, W, C]`.
+    size: side of the square, in pixels.
+
+  Returns:
+    `[H, W, C]`.
+  """
+  if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+    raise errors.UserError(f'augment: cutout(size={size!r}) must be an integer >= 1')
+  height, width, _ = image.shape
+
+  def covered(key: Array, length: int) -> Array:
+    first = jax.random.randint(key, (), 0, length) - size // 2
+    place = jnp.arange(length)
+    return (place >= first) & (place < first + size)
+
+  row_key, column_key = jax.random.split(key)
+  hole = covered(row_key, height)[:, None, None] & covered(column_key, width)[None, :, None]
+  return jnp.where(hole, 0.0, image)
+
+
 AUGMENTATIONS: dict[str, Callable[..., Array]] = {
   'random_crop': random_crop,
   'flip_horizontal': flip_horizontal,
+  'cutout': cutout,
 }
 
 

@@ -98,3 +98,23 @@ def test_mistakes_are_named(spec, message):
 def test_reflecting_further_than_the_image_is_refused():
   with pytest.raises(UserError, match=r'padding=5.* below the size 6x5'):
     augment.random_crop(KEYS[0], IMAGE, padding=5, mode='reflect')
+
+
+def test_cutout_blackens_a_square_cut_off_at_the_borders():
+  image = jnp.ones((9, 12, 2))
+  keys = jax.random.split(jax.random.key(0), 500)
+  holes = np.asarray(jax.vmap(lambda k: augment.cutout(k, image, size=4))(keys)) == 0
+  assert (holes[..., 0] == holes[..., 1]).all()
+  rows, columns = holes[..., 0].any(axis=2), holes[..., 0].any(axis=1)
+  np.testing.assert_array_equal(holes[..., 0], rows[:, :, None] & columns[:, None, :])
+  heights, widths = rows.sum(axis=1), columns.sum(axis=1)
+  # The centre is always inside: at least half of the square stays, and the whole one fits often.
+  assert (heights.min(), heights.max(), widths.min(), widths.max()) == (2, 4, 2, 4)
+  for hit in (rows, columns):
+    assert hit.any(axis=0).all()  # every row and column is reached
+
+
+@pytest.mark.parametrize('size', [0, -1, 2.0, True])
+def test_cutout_refuses_a_size(size):
+  with pytest.raises(UserError, match=r'augment: cutout\(size='):
+    augment.cutout(jax.random.key(0), jnp.ones((4, 4, 1)), size=size)
