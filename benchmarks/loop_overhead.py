@@ -10,6 +10,7 @@ per step, and of the ratio round by round.
 """
 
 import argparse
+import functools
 import importlib.util
 import json
 import pathlib
@@ -56,7 +57,7 @@ def handwritten_loop(steps: int) -> float:
   crop = augment.parse('random_crop(padding=3)')
   key = jax.random.key(1)
 
-  @jax.jit
+  @functools.partial(jax.jit, donate_argnums=(0, 1))
   def step(params, opt_state, i, ids):
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, i), ids)
     x = jax.vmap(crop)(keys, images[ids].astype(jnp.float32) / 255)

@@ -2,7 +2,8 @@
 
 Paper: LeCun et al. 1998, Gradient-based learning applied to document recognition.
 Command: python -m cnnjax.main --config=experiments/digits/lenet5.py --workdir=DIR
-Result: see docs/results.md.
+Result: 0.9954 test accuracy, mean of 3 seeds (0.9972, 0.9944, 0.9944); 12 s of training on
+two CPU cores (docs/results.md).
 """
 
 from cnnjax import config

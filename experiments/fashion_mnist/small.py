@@ -3,7 +3,8 @@
 Paper: Xiao et al. 2017, https://arxiv.org/abs/1708.07747 (the data).
 Command: python -m cnnjax.datasets prepare fashion_mnist
          python -m cnnjax.main --config=experiments/fashion_mnist/small.py --workdir=DIR
-Result: see docs/results.md.
+Result: 0.9276 test accuracy, mean of 3 seeds (0.9262, 0.9280, 0.9287); 125 s of training on two
+CPU cores (docs/results.md).
 """
 
 from cnnjax import config
