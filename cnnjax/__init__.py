@@ -6,7 +6,17 @@ Subpackages load when they are first used: `cnnjax.models.create('resnet50')`.
 import importlib
 from typing import Any
 
-_SUBPACKAGES = ('config', 'data', 'errors', 'layers', 'models', 'tasks', 'training')
+_SUBPACKAGES = (
+  'analysis',
+  'config',
+  'data',
+  'errors',
+  'layers',
+  'models',
+  'pretrained',
+  'tasks',
+  'training',
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -28,6 +28,12 @@ def default() -> Config:
   # The name and, beside it, any field of that model, e.g. c.model.features = (32, 64).
   c.model = ConfigDict({'name': 'lenet5'})
 
+  # Transfer learning. Published weights (cnnjax.pretrained.get), a file of PyTorch weights (.pth,
+  # .pt, .safetensors, .npz) or the working directory of an earlier run, its newest checkpoint.
+  c.init_from = ''
+  c.init_skip = ()  # regexes on paths of variables that aren't taken from there, e.g. '^head/'
+  c.freeze = ()  # regexes on parameter paths that training leaves alone, e.g. '^(stem|stage[12])/'
+
   c.data = ConfigDict()
   c.data.name = 'digits'  # digits, mnist, fashion_mnist, tfds:NAME[:TRAIN,TEST], folder:PATH
   c.data.data_dir = ''  # where TFDS keeps its sets; '': TFDS_DATA_DIR or ~/tensorflow_datasets
@@ -58,6 +64,7 @@ def default() -> Config:
     r'(^|/)(bias|scale)$',
   )  # regexes on parameter paths left out of weight decay
   c.optimizer.clip_norm = 0.0  # largest global gradient norm; 0: off
+  c.optimizer.rate_factors = ()  # 'PATTERN=FACTOR' on parameter paths, e.g. ('^stage1/=0.1',)
 
   c.schedule = ConfigDict()
   c.schedule.name = 'constant'  # constant, linear, step, cosine, one_cycle

@@ -15,6 +15,7 @@ from jax import random
 # PyTorch's ResNets use) or forward (fan_in).
 he_fan_out = initializers.variance_scaling(2.0, 'fan_out', 'normal')
 he_fan_in = initializers.variance_scaling(2.0, 'fan_in', 'normal')
+he_uniform = initializers.variance_scaling(2.0, 'fan_in', 'uniform')
 
 # Glorot & Bengio 2010, eq. 16; Keras's default.
 glorot_uniform = initializers.variance_scaling(1.0, 'fan_avg', 'uniform')
@@ -22,6 +23,9 @@ glorot_uniform = initializers.variance_scaling(1.0, 'fan_avg', 'uniform')
 # LeCun, Bottou, Orr & Müller 1998, "Efficient BackProp", eq. 16: standard deviation fan_in^-1/2,
 # for units near tanh's linear range.
 lecun_tanh = initializers.variance_scaling(1.0, 'fan_in', 'uniform')
+
+# U(±fan_out^-1/2): the logits of MobileNets and EfficientNets in their authors' TensorFlow code.
+uniform_fan_out = initializers.variance_scaling(1 / 3, 'fan_out', 'uniform')
 
 # PyTorch's default for convolutions and dense layers: U(±fan_in^-1/2), so a variance of 1 / 3.
 torch_uniform = initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')

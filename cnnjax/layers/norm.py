@@ -88,6 +88,86 @@ class BatchNorm(nn.Module):
     return y.astype(dtype)
 
 
+class LocalResponseNorm(nn.Module):
+  """Local response normalisation over neighbouring channels (Krizhevsky et al. 2012, section 3.3):
+  x / (k + alpha * sum of x² over `size` channels) ^ beta; the channels stop at both ends.
+
+  In PyTorch and Caffe `alpha` multiplies the mean instead: theirs is `size` times ours.
+
+  Attributes:
+    size: channels in a window: size // 2 before, (size - 1) // 2 after.
+    alpha, beta, k: see above; the paper's are the defaults.
+    dtype: type of the output; None keeps the input's. Computed in float32.
+  """
+
+  size: int = 5
+  alpha: float = 1e-4
+  beta: float = 0.75
+  k: float = 2.0
+  dtype: Any = None
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    dtype = self.dtype or x.dtype
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    before = self.size // 2
+    around = [(0, 0)] * (x.ndim - 1) + [(before, self.size - 1 - before)]
+    squares = jnp.pad(jnp.square(x), around)
+    channels = x.shape[-1]
+    total = sum(squares[..., i : i + channels] for i in range(self.size))
+    return (x * (self.k + self.alpha * total) ** -self.beta).astype(dtype)
+
+
+class GlobalResponseNorm(nn.Module):
+  """Global response normalisation (Woo et al. 2023, ConvNeXt V2, arXiv:2301.00808, algorithm 1).
+
+  The length of each channel over the image, divided by the mean length of the channels, scales
+  the channel: x + scale * (x * ratio) + bias, both learned, [C], and zero at first.
+
+  Attributes:
+    epsilon: added to the mean length.
+    dtype: type of the output; None keeps the input's. Computed in float32.
+    scale_init, bias_init: initialisers.
+  """
+
+  epsilon: float = 1e-6
+  dtype: Any = None
+  scale_init: nn.initializers.Initializer = nn.initializers.zeros
+  bias_init: nn.initializers.Initializer = nn.initializers.zeros
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    dtype = self.dtype or x.dtype
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # (N, H, W, C)
+    shape = (x.shape[-1],)
+    scale = self.param('scale', self.scale_init, shape, jnp.float32)
+    bias = self.param('bias', self.bias_init, shape, jnp.float32)
+    squares = jnp.square(x).sum((1, 2), keepdims=True)
+    # The square root has no gradient at 0, where a channel is dark all over.
+    dark = squares == 0
+    length = jnp.where(dark, 0, jnp.sqrt(jnp.where(dark, 1, squares)))
+    ratio = length / (length.mean(-1, keepdims=True) + self.epsilon)
+    return (x + scale[None, None, None] * (x * ratio) + bias[None, None, None]).astype(dtype)
+
+
+class LayerScale(nn.Module):
+  """Multiplies every channel by a learned `gamma`, [C], small at first: the end of a residual
+  branch (Touvron et al. 2021, CaiT, arXiv:2103.17239, section 2).
+
+  Attributes:
+    value: of every gamma at first.
+    dtype: type of the output; None keeps the input's.
+  """
+
+  value: float = 1e-6
+  dtype: Any = None
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    dtype = self.dtype or x.dtype
+    gamma = self.param('gamma', nn.initializers.constant(self.value), x.shape[-1:], jnp.float32)
+    return x.astype(dtype) * gamma.astype(dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+
+
 def bind(norm: NormFactory | None, **options: Any) -> NormFactory:
   """Gives a normalisation the options that it has fields for; the others don't concern it.
 

@@ -7,11 +7,13 @@ none, the place in the batch serves. To learn which leaves a model wants, apply 
 `mutable=['examples']` (under `jax.eval_shape`, say): each random layer then writes its ids there.
 """
 
+import math
 from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from cnnjax.errors import UserError
 
@@ -55,6 +57,48 @@ class DropPath(nn.Module):
   def __call__(self, x: jax.Array, train: bool | None = None) -> jax.Array:
     train = nn.merge_param('train', self.train, train)
     return _drop(self, x, rate=self.rate, shared_axes=range(1, x.ndim), train=train)
+
+
+class DropBlock(nn.Module):
+  """Zeroes square patches of every channel (Ghiasi, Lin & Le 2018, arXiv:1810.12890, algorithm 1).
+
+  The seeds of patches are drawn where a whole patch fits, with the probability (equation 1) that
+  would zero `rate` of the pixels if none overlapped. What is left is scaled to make up for what
+  was zeroed; for each example by itself, where the paper has the whole batch.
+
+  Attributes:
+    rate: share of the pixels to zero, in [0, 1].
+    block_size: side of a patch; at most the map's own sides are used.
+    train: whether to drop; here or in the call.
+  """
+
+  rate: float
+  block_size: int = 7
+  train: bool | None = None
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool | None = None) -> jax.Array:
+    train = nn.merge_param('train', self.train, train)
+    if not 0 <= self.rate <= 1:
+      raise UserError(f'dropout rate={self.rate!r} must be from 0 to 1')
+    if self.rate == 0:
+      return x
+    count, *shape = x.shape  # (N, H, W, C)
+    ids = example_ids(self, count)
+    if not train:
+      return x
+    key = self.make_rng('dropout')
+    height, width, channels = shape
+    block = min(self.block_size, height), min(self.block_size, width)
+    valid = (height - block[0] + 1, width - block[1] + 1, channels)
+    probability = self.rate * height * width / math.prod(block) / (valid[0] * valid[1])
+    draw = lambda i: jax.random.bernoulli(jax.random.fold_in(key, i), min(probability, 1.0), valid)
+    seeds = jax.vmap(draw)(ids)
+    sides = [(0, 0), *((b - 1, b - 1) for b in block), (0, 0)]
+    zeroed = lax.reduce_window(seeds, False, lax.bitwise_or, (1, *block, 1), (1,) * 4, sides)
+    kept = (~zeroed).sum((1, 2, 3), keepdims=True)
+    scale = math.prod(shape) / jnp.maximum(kept, 1).astype(x.dtype)
+    return jnp.where(zeroed, jnp.zeros_like(x), x * scale)
 
 
 def example_ids(module: nn.Module, count: int) -> jax.Array:

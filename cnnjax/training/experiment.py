@@ -13,7 +13,7 @@ from cnnjax.config import Config
 from cnnjax.data import augment, pipeline, prefetch, preprocess, sources
 from cnnjax.layers import norm
 from cnnjax.tasks import Task, classification
-from cnnjax.training import optimizers, parallel, schedules, steps, workdir
+from cnnjax.training import optimizers, parallel, schedules, steps, warm_start, workdir
 from cnnjax.training import state as state_lib
 from cnnjax.training.state import State
 
@@ -90,7 +90,7 @@ def create(config: Config, directory: str) -> Experiment:
     **config.schedule.options,
   )
   options = {k: v for k, v in config.optimizer.items() if k not in ('name', 'learning_rate')}
-  optimizer = optimizers.create(config.optimizer.name, schedule, **options)
+  optimizer = optimizers.create(config.optimizer.name, schedule, freeze=config.freeze, **options)
   overrides = {k: v for k, v in config.model.items() if k != 'name'}
   model = models.create(
     config.model.name, num_classes=len(train.class_names), dtype=config.dtype, **overrides
@@ -117,8 +117,13 @@ def create(config: Config, directory: str) -> Experiment:
   init_key, step_key = jax.random.split(key)
 
   def init() -> State:
-    batch = {'image': np.zeros((1, *_image_shape(config, train)), np.float32)}
-    return jax.jit(lambda k: state_lib.init(k, task, optimizer, batch))(init_key)
+    shape = _image_shape(config, train)
+    batch = {'image': np.zeros((1, *shape), np.float32)}
+    state = jax.jit(lambda k: state_lib.init(k, task, optimizer, batch))(init_key)
+    if not config.init_from:
+      return state
+    classes = len(train.class_names)
+    return warm_start.start(state, config, optimizer, image=shape, num_classes=classes)
 
   axis = devices.axis_name
   train_step = steps.make_train_step(

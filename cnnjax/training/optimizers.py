@@ -160,6 +160,8 @@ def create(
   weight_decay: float = 0.0,
   no_decay: Sequence[str] = NO_DECAY,
   clip_norm: float = 0.0,
+  rate_factors: Sequence[str] = (),
+  freeze: Sequence[str] = (),
 ) -> Transform:
   """An optimizer by name.
 
@@ -176,6 +178,10 @@ def create(
     no_decay: regular expressions, searched in parameter paths such as `stage1/block1/conv1/kernel`;
       what matches one isn't decayed. None given, `()`: all parameters are.
     clip_norm: largest global norm of the gradient, before everything else; 0: no clipping.
+    rate_factors: 'PATTERN=FACTOR': the learning rate of the parameters whose path matches is
+      FACTOR times the others'; the first that matches counts.
+    freeze: regular expressions; the parameters that match stay as they are, have no optimizer
+      state, and aren't decayed nor counted in the gradient's norm.
 
   Returns:
     A transformation whose update needs the parameters.
@@ -210,26 +216,74 @@ def create(
     decay = optax.add_decayed_weights(weight_decay, mask=mask)
   if isinstance(clip_norm, jax.Array) or clip_norm:
     clip = optax.clip_by_global_norm(clip_norm)
-  return optax.chain(
-    clip, *rule(decay, optax.scale_by_learning_rate(learning_rate), mask, **options)
-  )
+  steps = [clip, *rule(decay, optax.scale_by_learning_rate(learning_rate), mask, **options)]
+  if rate_factors:
+    steps.append(_scale_rates(rate_factors))
+  if not freeze:
+    return optax.chain(*steps)
+  patterns = _compile('freeze', freeze)
+
+  def labels(params):
+    _check_used('freeze', patterns, params)
+    frozen = lambda path, _: any(pattern.search(_name(path)) for pattern in patterns)
+    return jax.tree_util.tree_map_with_path(frozen, params)
+
+  parts: dict[Hashable, Transform] = {False: optax.chain(*steps), True: optax.set_to_zero()}
+  return optax.partition(parts, labels)
+
+
+def _name(path: Any) -> str:
+  return jax.tree_util.keystr(path, simple=True, separator='/')
+
+
+def _compile(field: str, patterns: Sequence[str]) -> list[re.Pattern[str]]:
+  try:
+    return [re.compile(p) for p in ((patterns,) if isinstance(patterns, str) else patterns)]
+  except (re.error, TypeError) as error:
+    raise errors.UserError(f'{field}={patterns!r} must be regular expressions: {error}') from error
+
+
+def _check_used(field: str, patterns: Sequence[re.Pattern[str]], params: Any) -> None:
+  names = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+  for pattern in patterns:
+    if not any(pattern.search(name) for name in names):
+      raise errors.UserError(
+        f'{field}: no parameter matches {pattern.pattern!r}, e.g. {names[0]!r}'
+      )
+
+
+def _scale_rates(rate_factors: Sequence[str]) -> Transform:
+  """Multiplies the finished update of each parameter by its factor."""
+  pairs = [pair.rpartition('=') for pair in rate_factors]
+  patterns = _compile('optimizer.rate_factors', [pattern for pattern, _, _ in pairs])
+  try:
+    factors = [float(factor) for _, _, factor in pairs]
+  except ValueError as error:
+    raise errors.UserError(
+      f"optimizer.rate_factors={tuple(rate_factors)!r} must be 'PATTERN=FACTOR' each: {error}"
+    ) from error
+  for factor in factors:
+    _check('rate_factors', factor, lambda x: x >= 0, 'numbers, not negative')
+
+  def init(params):
+    _check_used('optimizer.rate_factors', patterns, params)
+    return optax.EmptyState()
+
+  def scale(path, update):
+    matches = (f for p, f in zip(patterns, factors, strict=True) if p.search(_name(path)))
+    return next(matches, 1.0) * update
+
+  def update(updates, state, params=None):
+    del params
+    return jax.tree_util.tree_map_with_path(scale, updates), state
+
+  return optax.GradientTransformation(init, update)
 
 
 def _decay_mask(no_decay: Sequence[str]) -> Mask:
   """A function from parameters to a tree of booleans: True where weight decay applies."""
-  if isinstance(no_decay, str):
-    no_decay = (no_decay,)
-  try:
-    patterns = [re.compile(pattern) for pattern in no_decay]
-  except (re.error, TypeError) as error:
-    raise errors.UserError(
-      f'optimizer.no_decay={no_decay!r} must be regular expressions: {error}'
-    ) from error
-
-  def decayed(path, _) -> bool:
-    name = jax.tree_util.keystr(path, simple=True, separator='/')
-    return not any(pattern.search(name) for pattern in patterns)
-
+  patterns = _compile('optimizer.no_decay', no_decay)
+  decayed = lambda path, _: not any(pattern.search(_name(path)) for pattern in patterns)
   return lambda params: jax.tree_util.tree_map_with_path(decayed, params)
 
 

@@ -9,9 +9,17 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
-from cnnjax.layers.norm import BatchNorm, bind, synchronise
+from cnnjax.layers.norm import (
+  BatchNorm,
+  GlobalResponseNorm,
+  LayerScale,
+  LocalResponseNorm,
+  bind,
+  synchronise,
+)
 
 EPS = 1e-5
+KEY = jax.random.key(0)
 
 
 def data(seed=0, shape=(4, 3, 5, 2)):
@@ -183,3 +191,62 @@ def test_synchronise_changes_batch_norm_alone():
   assert model.other is nn.GroupNorm
   without = Outer(Plain(norm=None), norm=None)
   assert synchronise(without, 'devices') is without
+
+
+@pytest.mark.parametrize('size', [1, 2, 5, 9])
+def test_local_response_norm(size):
+  rng = np.random.default_rng(0)
+  x = rng.normal(0, 3, (2, 3, 2, 7))
+  want = np.empty(x.shape)
+  for c in range(7):
+    window = x[..., max(c - size // 2, 0) : c + (size - 1) // 2 + 1]
+    want[..., c] = x[..., c] / (2 + 0.1 * (window**2).sum(-1)) ** 0.75
+  y = LocalResponseNorm(size, alpha=0.1).apply({}, jnp.float32(x))
+  np.testing.assert_allclose(y, want, rtol=1e-5)
+
+
+def test_local_response_norm_by_hand_and_in_bfloat16():
+  x = jnp.asarray([[1.0, 2.0, 3.0]])
+  layer = LocalResponseNorm(3, alpha=1.0, beta=0.5, k=1.0)
+  want = [[1 / 6**0.5, 2 / 15**0.5, 3 / 14**0.5]]
+  np.testing.assert_allclose(layer.apply({}, x), want, rtol=1e-6)
+  assert layer.apply({}, x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+  assert bind(LocalResponseNorm, train=True, dtype=jnp.bfloat16)()(x).dtype == jnp.bfloat16
+
+
+def test_global_response_norm_by_hand():
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(2, 3, 4, 5))
+  x[0, :, :, 2] = 0  # a channel that is dark all over
+  params = {'scale': rng.normal(size=5), 'bias': rng.normal(size=5)}
+  length = np.sqrt(np.square(x).sum((1, 2), keepdims=True))
+  ratio = length / (length.mean(-1, keepdims=True) + 1e-6)
+  expected = x + params['scale'] * x * ratio + params['bias']
+  variables = as_float32({'params': params})
+  found = GlobalResponseNorm().apply(variables, jnp.float32(x))
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+  loss = lambda x: GlobalResponseNorm().apply(variables, x).sum()
+  gradient = np.asarray(jax.grad(loss)(jnp.float32(x)))
+  assert np.isfinite(gradient).all()
+  step = 1e-6 * rng.normal(size=x.shape) * (x != 0)
+
+  def value(x):
+    length = np.sqrt(np.square(x).sum((1, 2), keepdims=True))
+    ratio = length / (length.mean(-1, keepdims=True) + 1e-6)
+    return (x + params['scale'] * x * ratio + params['bias']).sum()
+
+  change = (value(x + step) - value(x - step)) / 2
+  np.testing.assert_allclose((gradient * step).sum(), change, rtol=1e-4)
+
+
+def test_global_response_norm_and_layer_scale_start_gently():
+  x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 4, 5)), jnp.float32)
+  np.testing.assert_array_equal(GlobalResponseNorm().init_with_output(KEY, x)[0], x)
+  y, variables = LayerScale(0.25).init_with_output(KEY, x)
+  np.testing.assert_array_equal(y, x / 4)
+  variables['params']['gamma'] = jnp.arange(5.0)
+  np.testing.assert_allclose(LayerScale().apply(variables, x)[..., 3], 3 * x[..., 3])
+  for layer in (GlobalResponseNorm(), LayerScale()):
+    variables = layer.init(KEY, x)
+    assert layer.apply(variables, x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype('float32')}

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from cnnjax.errors import UserError
-from cnnjax.layers.stochastic import Dropout, DropPath
+from cnnjax.layers.stochastic import DropBlock, Dropout, DropPath
 
 KEY = jax.random.key(7)
 LAYERS = [Dropout(0.4), DropPath(0.4), Dropout(0.4, shared_axes=(1, 2))]
+BLOCK = DropBlock(0.3, block_size=3)
 
 
 class Net(nn.Module):
@@ -33,7 +34,7 @@ def draw(layer, x, ids=None):
   return np.asarray(layer.apply(variables, x, train=True, rngs={'dropout': KEY}))
 
 
-@pytest.mark.parametrize('layer', LAYERS)
+@pytest.mark.parametrize('layer', [*LAYERS, BLOCK])
 def test_the_mask_goes_with_the_id(layer):
   x = jnp.ones((8, 4, 4, 3))
   ids = np.array([5, 900, 2, 17, 60000, 0, 3, 4], np.int32)
@@ -84,3 +85,34 @@ def test_the_structure_of_the_ids_can_be_discovered_and_used():
   )
   a, b = run(jnp.array([1, 2, 3, 4])), run(jnp.array([4, 3, 2, 1]))
   np.testing.assert_array_equal(a, b[::-1])
+
+
+def test_blocks_are_squares_that_hold_about_the_rate():
+  x = jnp.ones((300, 11, 9, 4))
+  y = draw(BLOCK, x)
+  zero = y == 0
+  # Every zero lies in a square of zeros: opening with a 3 x 3 square changes nothing.
+  seeds = np.lib.stride_tricks.sliding_window_view(zero, (3, 3), axis=(1, 2)).all((-2, -1))
+  covered = np.zeros_like(zero)
+  for i in range(3):
+    for j in range(3):
+      covered[:, i : i + 9, j : j + 7] |= seeds
+  np.testing.assert_array_equal(covered, zero)
+  # Seeds are drawn with the probability p of equation 1. An inner pixel stays if none of the 9
+  # seeds around it is drawn.
+  p = 0.3 * 11 * 9 / 9 / (9 * 7)
+  assert abs((~zero[:, 4:7, 4:5]).mean() - (1 - p) ** 9) < 0.02
+  np.testing.assert_allclose(y.mean((1, 2, 3)), 1, rtol=1e-5)
+  assert (zero != zero[..., :1]).any()  # each channel has patches of its own
+
+
+def test_blocks_fit_small_maps_and_need_training():
+  x = jnp.ones((64, 2, 3, 1))
+  y = draw(DropBlock(0.5), x)  # the block is the whole map
+  assert set(np.unique(y)) == {0.0, 1.0}
+  assert (y == y[:, :1, :1]).all()
+  assert 0.3 < (y == 0).mean() < 0.7
+  np.testing.assert_array_equal(DropBlock(0.5).apply({}, x, train=False), x)
+  np.testing.assert_array_equal(DropBlock(0.0).apply({}, x, train=True), x)
+  with pytest.raises(UserError, match='rate=2'):
+    DropBlock(2).apply({}, x, train=True)

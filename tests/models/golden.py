@@ -1,12 +1,12 @@
-"""PyTorch's ResNets under deterministic weights, without PyTorch.
+"""PyTorch's models under deterministic weights, without PyTorch.
 
 The weights are functions of their names; `golden/*.npz` holds names, shapes, the input's shape and
 the logits that torchvision computed from them.
 """
 
 import pathlib
-import re
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -15,62 +15,42 @@ FOLDER = pathlib.Path(__file__).parent / 'golden'
 
 def fill(model: str, name: str, shape: tuple[int, ...]) -> np.ndarray:
   """One state-dict entry: normal noise seeded by its name, brought to a sensible range."""
+  kind = name.rpartition('.')[2]
+  if kind == 'num_batches_tracked':
+    return np.zeros(shape, np.int64)
   seed = zlib.crc32(f'{model}/{name}'.encode())
-  noise = np.random.RandomState(seed).standard_normal(shape).astype(np.float32)
-  match name.rpartition('.')[2]:
-    case 'num_batches_tracked':
-      return np.zeros(shape, np.int64)
-    case 'running_var':
-      return 1 + np.float32(0.2) * np.abs(noise)
-    case 'running_mean' | 'bias':
-      return np.float32(0.1) * noise
-    case _ if len(shape) == 1:  # the scale of a normalisation
-      return 1 + np.float32(0.1) * noise
+  noise = np.asarray(np.random.RandomState(seed).standard_normal(shape), np.float32)
+  if kind == 'running_var':
+    return 1 + np.float32(0.2) * np.abs(noise)
+  if len(shape) <= 1 or kind == 'running_mean':  # or the scale of a normalisation
+    return np.float32(kind == 'weight') + np.float32(0.1) * noise
   return noise * np.float32(np.sqrt(2 / np.prod(shape[1:])))  # He
+
+
+def images(shape: Sequence[int]) -> np.ndarray:
+  """A batch [N, H, W, C] of normal noise."""
+  return np.random.RandomState(2026).standard_normal(tuple(shape)).astype(np.float32)
+
+
+def is_statistic(name: str) -> bool:
+  """Whether a state-dict entry is a running statistic."""
+  return name.endswith(('running_mean', 'running_var'))
+
+
+def probe(name: str, value: np.ndarray) -> float:
+  """The product of an array and noise seeded by its name: one number that any change moves."""
+  noise = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(value.shape)
+  return float(np.sum(noise * np.asarray(value, np.float64)))
+
+
+def state_dict(model: str, names: np.ndarray, shapes: np.ndarray) -> dict[str, np.ndarray]:
+  """A state dict from the names and shapes that a file holds."""
+  sizes = [tuple(map(int, s.split('x'))) if s else () for s in shapes.tolist()]
+  return {n: fill(model, n, s) for n, s in zip(names.tolist(), sizes, strict=True)}
 
 
 def load(model: str) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
   """State dict, images [N, H, W, C] and PyTorch's logits."""
   with np.load(FOLDER / f'{model}.npz') as file:
-    shapes = [tuple(map(int, s.split('x'))) if s else () for s in file['shapes'].tolist()]
-    names = file['names'].tolist()
-    state = {name: fill(model, name, s) for name, s in zip(names, shapes, strict=True)}
-    images = np.random.RandomState(2026).standard_normal(file['input'])
-    return state, images.astype(np.float32), file['logits']
-
-
-_LEAVES = {
-  'weight': ('params', 'scale'),
-  'bias': ('params', 'bias'),
-  'running_mean': ('batch_stats', 'mean'),
-  'running_var': ('batch_stats', 'var'),
-}
-
-
-def resnet_variables(state: dict[str, np.ndarray]) -> dict:
-  """torchvision's names and layouts to cnnjax's variables."""
-  variables: dict = {}
-  for name, value in state.items():
-    module, _, leaf = name.rpartition('.')
-    if leaf == 'num_batches_tracked':
-      continue
-    for pattern, replacement in (
-      (r'^conv1$', 'stem/conv'),
-      (r'^bn1$', 'stem/norm'),
-      (r'^fc$', 'head/logits'),
-      (r'^layer(\d)\.(\d+)', lambda m: f'stage{m[1]}/block{int(m[2]) + 1}'),
-      (r'\.downsample\.0', '/shortcut/conv'),
-      (r'\.downsample\.1', '/shortcut/norm'),
-      (r'\.bn', '/norm'),
-      (r'\.', '/'),
-    ):
-      module = re.sub(pattern, replacement, module)
-    collection, leaf = _LEAVES[leaf]
-    if value.ndim > 1:
-      leaf = 'kernel'
-      value = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T  # OIHW, OI
-    node = variables.setdefault(collection, {})
-    for part in module.split('/'):
-      node = node.setdefault(part, {})
-    node[leaf] = value
-  return variables
+    state = state_dict(model, file['names'], file['shapes'])
+    return state, images(file['input']), file['logits']

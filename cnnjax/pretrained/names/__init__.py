@@ -1,0 +1,1 @@
+"""How PyTorch calls the layers of each family; see `cnnjax.pretrained`."""

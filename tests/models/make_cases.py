@@ -1,0 +1,160 @@
+"""Writes reference cases for `test_cases.py` from PyTorch's public model definitions.
+
+Needs torch (CPU), torchvision and timm (both `--no-deps`), NumPy; not cnnjax. From the root:
+`python -m tests.models.make_cases [MODEL ...]`; all of MODELS by default. PyTorch computes in
+float64, from the weights and images of `golden.py`. A file, cases/MODEL.npz, holds
+  names, shapes  [n] str        the state dict's keys, and their shapes, 'x'-separated
+  input          [4] int        N, H, W, C
+  logits         [N, classes]   in evaluation mode
+and, for a model that trains here,
+  train_input    [4] int
+  loss           []             cross-entropy, the mean over labels 0, 1, ..., N - 1; training mode,
+                                dropout and stochastic depth off
+  keys           [m] str        the parameters, then the running statistics after that one step
+  norms          [m]            the norm of a parameter's gradient; of a statistic
+  probes         [m]            its product with fixed noise, `probe`: sensitive to every element
+  source         str            package and version
+"""
+
+import pathlib
+import sys
+import warnings
+
+import numpy as np
+
+from tests.models import golden
+
+FOLDER = pathlib.Path(__file__).parent / 'cases'
+
+# Sizes that are odd, not square and no multiple of any stride; more for nets that need it.
+TINY, SMALL, LARGE = (21, 15), (97, 113), (139, 151)
+# Model: size, and whether it trains too. Trained are the smallest of each kind of block.
+MODELS = {
+  'alexnet': (SMALL, True),
+  'vgg11': (SMALL, False),
+  'vgg11_bn': (SMALL, True),
+  'googlenet': (SMALL, True),
+  'inception_v3': (LARGE, True),
+  'xception41': (SMALL, False),
+  'resnet18': (SMALL, True),
+  'resnet50': (SMALL, True),
+  'resnet50d': (SMALL, False),
+  'resnext50_32x4d': (SMALL, False),
+  'wide_resnet50_2': (SMALL, False),
+  'seresnet50': (SMALL, False),
+  'ecaresnet50d': (SMALL, False),
+  'resnet50_v1': (SMALL, False),
+  'resnetblur50': (SMALL, False),
+  'resnetv2_50': (SMALL, False),
+  'nf_resnet50': (SMALL, True),
+  'cifar_resnet20': (TINY, True),
+  'cifar_resnet110_v2': (TINY, False),
+  'wrn_40_4': (TINY, False),
+  'densenet121': (SMALL, True),
+  'squeezenet1_0': (SMALL, False),
+  'squeezenet1_1': (SMALL, True),
+  'mobilenetv1_100': (SMALL, True),
+  'mobilenet_v2': (SMALL, True),
+  'mobilenet_v3_small': (SMALL, True),
+  'mobilenet_v3_large': (SMALL, False),
+  'mobilenetv4_conv_small': (SMALL, True),
+  'mnasnet0_5': (SMALL, False),
+  'mnasnet1_0': (SMALL, True),
+  'shufflenet_v2_x0_5': (SMALL, True),
+  'ghostnet_100': (SMALL, True),
+  'efficientnet_b0': (SMALL, True),
+  'efficientnet_b3': (SMALL, False),
+  'tf_efficientnet_lite0': (SMALL, True),
+  'regnet_x_400mf': (SMALL, False),
+  'regnet_y_400mf': (SMALL, True),
+  'repvgg_a0': (SMALL, True),
+  'convnext_tiny': (SMALL, True),
+  'convnextv2_atto': (SMALL, True),
+}
+
+
+def _build(torch, name):
+  """The torch module of `name`, without auxiliary classifiers, and where it comes from."""
+  import timm
+  import torchvision
+
+  from tests.models import torch_definitions
+
+  options = {
+    'googlenet': {'aux_logits': False, 'init_weights': False},
+    'inception_v3': {'aux_logits': False, 'init_weights': False, 'transform_input': False},
+  }
+  if hasattr(torchvision.models, name):
+    module = getattr(torchvision.models, name)(**options.get(name, {}))
+    return module, f'torchvision {torchvision.__version__.partition("+")[0]}'
+  if hasattr(torch_definitions, name):
+    return getattr(torch_definitions, name)(), f'torch_definitions.py, timm {timm.__version__}'
+  return timm.create_model(name), f'timm {timm.__version__}'
+
+
+def _make(torch, name, size, trains):
+  module, source = _build(torch, name)
+  module.double()
+  filled = {}
+  for key, value in module.state_dict().items():
+    filled[key] = golden.fill(name, key, tuple(value.shape))
+    value.copy_(torch.from_numpy(np.asarray(filled[key])))
+  shape = (2, *size, 3)
+  tensor = lambda s: torch.from_numpy(golden.images(s).astype(np.float64).transpose(0, 3, 1, 2))
+  module.eval()
+  with torch.no_grad():
+    logits = module(tensor(shape)).numpy()
+  case = {
+    'names': np.array(list(filled)),
+    'shapes': np.array(['x'.join(map(str, v.shape)) for v in filled.values()]),
+    'input': np.array(shape),
+    'logits': logits.astype(np.float32),
+    'source': np.array(source),
+  }
+  if trains:
+    shape = (4, *size, 3)
+    module.train()
+    for part in module.modules():
+      if any(word in type(part).__name__ for word in ('Drop', 'StochasticDepth')):
+        part.eval()
+    loss = torch.nn.functional.cross_entropy(module(tensor(shape)), torch.arange(shape[0]))
+    loss.backward()
+    found = {k: p.grad.numpy() for k, p in module.named_parameters()}
+    found |= {k: b.numpy() for k, b in module.named_buffers() if golden.is_statistic(k)}
+    case |= {
+      'train_input': np.array(shape),
+      'loss': np.float32(loss.item()),
+      'keys': np.array(list(found)),
+      'norms': np.array([np.linalg.norm(v) for v in found.values()], np.float32),
+      'probes': np.array([golden.probe(k, v) for k, v in found.items()], np.float32),
+    }
+  np.savez_compressed(FOLDER / f'{name}.npz', **case)
+  size = (FOLDER / f'{name}.npz').stat().st_size
+  print(f'{name:24s} {source:20s} {size:6d} bytes, logits up to {np.abs(logits).max():.3g}')
+
+
+def main():
+  warnings.filterwarnings('ignore')
+  import torch
+
+  torch.set_num_threads(1)
+  keep = _declare_torchvision_ops(torch)
+  FOLDER.mkdir(exist_ok=True)
+  for name in sys.argv[1:] or MODELS:
+    _make(torch, name, *MODELS.get(name, (SMALL, False)))
+  del keep
+
+
+def _declare_torchvision_ops(torch):
+  """Lets torchvision's models, in Python, import without its compiled operations."""
+  library = torch.library.Library('torchvision', 'DEF')
+  for name in ('nms', 'qnms'):
+    library.define(f'{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
+  for name in ('roi_align', 'ps_roi_align', 'roi_pool', 'ps_roi_pool', 'deform_conv2d'):
+    library.define(f'{name}(Tensor x) -> Tensor')
+    library.define(f'_{name}_backward(Tensor x) -> Tensor')
+  return library
+
+
+if __name__ == '__main__':
+  main()
