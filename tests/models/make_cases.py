@@ -35,6 +35,7 @@ MODELS = {
   'vgg11_bn': (SMALL, True),
   'googlenet': (SMALL, True),
   'inception_v3': (LARGE, True),
+  'xception': (SMALL, False),
   'xception41': (SMALL, False),
   'resnet18': (SMALL, True),
   'resnet50': (SMALL, True),
