@@ -118,6 +118,8 @@ def _make(torch, name, size, trains):
     for part in module.modules():
       if any(word in type(part).__name__ for word in ('Drop', 'StochasticDepth')):
         part.eval()
+      if getattr(part, 'drop_rate', 0):  # timm's GhostNet calls F.dropout itself
+        part.drop_rate = 0.0
     loss = torch.nn.functional.cross_entropy(module(tensor(shape)), torch.arange(shape[0]))
     loss.backward()
     found = {k: p.grad.numpy() for k, p in module.named_parameters()}
