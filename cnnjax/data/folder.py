@@ -58,15 +58,23 @@ class FolderSource:
   def __getitem__(self, index: Any) -> dict[str, Any]:
     if np.ndim(index):
       return stack([self[int(i)] for i in index])
+    example = self.read(int(index), self.transform)
+    shape = example['image'].shape
+    if self.image_shape is not None and shape != self.image_shape:
+      raise UnreadableImage(
+        self.describe(index), f'its size is now {shape}, was {self.image_shape}'
+      )
+    return example
+
+  def read(
+    self, index: int, transform: preprocess.HostTransform | None, *, step: int = 0
+  ) -> dict[str, Any]:
+    """One example, with this transform instead of the source's own."""
     path = self.describe(index)
     try:
-      image = preprocess.decode(path)
+      image = preprocess.decode(path, transform=transform, step=step, id=index)
     except preprocess.DecodeError as error:
       raise UnreadableImage(path, str(error)) from error
-    if self.transform is not None:
-      image = self.transform(image)
-    if self.image_shape is not None and image.shape != self.image_shape:
-      raise UnreadableImage(path, f'its size is now {image.shape}, was {self.image_shape}')
     return {'image': image, 'label': int(self.labels[index])}
 
   def describe(self, index: int) -> str:

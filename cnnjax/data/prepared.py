@@ -104,24 +104,39 @@ class TfdsSource:
 
   def __getitem__(self, index: Any) -> dict[str, Any]:
     if np.ndim(index) == 0:
-      return self._decode(int(index), self.data[int(index)])
+      return self.read(int(index), self.transform)
     # One call for many records: ArrayRecord reads them in parallel, 5 times as fast.
     indices = np.asarray(index).tolist()
     records = self.data.__getitems__(indices)
-    return stack([self._decode(i, record) for i, record in zip(indices, records, strict=True)])
+    return stack(
+      [self._decode(i, record, self.transform) for i, record in zip(indices, records, strict=True)]
+    )
 
-  def _decode(self, index: int, record: dict[str, Any]) -> dict[str, Any]:
+  def read(
+    self, index: int, transform: preprocess.HostTransform | None, *, step: int = 0
+  ) -> dict[str, Any]:
+    """One example, with this transform instead of the source's own."""
+    return self._decode(index, self.data[index], transform, step)
+
+  def _decode(
+    self,
+    index: int,
+    record: dict[str, Any],
+    transform: preprocess.HostTransform | None,
+    step: int = 0,
+  ) -> dict[str, Any]:
     image, label = (record[key] for key in self.keys)
     if isinstance(image, bytes):
       try:
         # The pixels as TFDS defines them: it doesn't turn images by their EXIF orientation.
-        image = preprocess.decode(image, channels=self.channels, exif=False)
+        image = preprocess.decode(
+          image, channels=self.channels, exif=False, transform=transform, step=step, id=index
+        )
       except preprocess.DecodeError as error:
         raise UnreadableImage(self.describe(index), str(error)) from error
-    return {
-      'image': image if self.transform is None else self.transform(image),
-      'label': int(label),
-    }
+    elif transform is not None:
+      image = transform(image, step=step, id=index)
+    return {'image': image, 'label': int(label)}
 
   def describe(self, index: int) -> str:
     """The split and place of an example."""

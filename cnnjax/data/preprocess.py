@@ -1,18 +1,18 @@
 """From encoded files to network input: decoding and resizing on the host, scaling on the device.
 
-Host functions take and return uint8 `[H, W, C]` NumPy arrays and use Pillow. What is random is a
-pure function of (seed, step, example id), so it doesn't matter which worker or process does it.
+Host functions take and return uint8 `[H, W, C]` NumPy arrays. What is random is a pure function of
+(seed, step, example id), so it doesn't matter which worker or process does it.
 """
 
 import dataclasses
 import io
-import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from cnnjax.errors import UserError, unknown
+from cnnjax.data import resample
+from cnnjax.errors import unknown
 
 if TYPE_CHECKING:
   import jax
@@ -24,14 +24,44 @@ RESIZES = ('resize', 'center_crop', 'random_resized_crop')
 _FORMATS = ('JPEG', 'PNG', 'WEBP')
 _MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}
 _EXIF_ORIENTATION = 0x0112
-_TURNS = {  # EXIF orientation to the Pillow transposition that undoes it
-  2: 'FLIP_LEFT_RIGHT',
-  3: 'ROTATE_180',
-  4: 'FLIP_TOP_BOTTOM',
-  5: 'TRANSPOSE',
-  6: 'ROTATE_270',
-  7: 'TRANSVERSE',
-  8: 'ROTATE_90',
+_JPEG = ('JPEG', 'MPO')  # MPO: several JPEGs in one file, of which the first counts
+_TURBO = {('L', 1): 'GRAY', ('L', 3): 'RGB', ('RGB', 3): 'RGB'}  # mode, channels: what to decode to
+_FRACTION = 0.875
+_SCALE = (0.08, 1.0)
+_RATIO = (3 / 4, 4 / 3)
+
+
+class Turn(NamedTuple):
+  """How an image is shown: flipped as it is stored, then perhaps rows and columns swapped."""
+
+  rows: bool
+  columns: bool
+  swap: bool
+
+  def shown(self, pixels: np.ndarray) -> np.ndarray:
+    """Stored pixels `[H, W, C]` as they are shown."""
+    pixels = pixels[:: -1 if self.rows else 1, :: -1 if self.columns else 1]
+    return np.ascontiguousarray(pixels.swapaxes(0, 1) if self.swap else pixels)
+
+  def stored_box(self, box: resample.Box, height: int, width: int) -> resample.Box:
+    """A box of the shown image as one of the stored image of `height` times `width` pixels."""
+    top, left, box_height, box_width, closed = box
+    if self.swap:
+      top, left, box_height, box_width = left, top, box_width, box_height
+    top = height - top - box_height if self.rows else top
+    left = width - left - box_width if self.columns else left
+    return resample.Box(top, left, box_height, box_width, closed)
+
+
+_UPRIGHT = Turn(False, False, False)
+_TURNS = {  # by EXIF orientation
+  2: Turn(False, True, False),
+  3: Turn(True, True, False),
+  4: Turn(True, False, False),
+  5: Turn(False, False, True),
+  6: Turn(True, False, True),
+  7: Turn(True, True, True),
+  8: Turn(False, True, True),
 }
 
 
@@ -98,7 +128,15 @@ def oriented_size(image: 'Image.Image') -> tuple[int, int]:
   return (image.width, image.height) if turned else (image.height, image.width)
 
 
-def decode(file: Any, *, channels: int = 3, exif: bool = True) -> np.ndarray:
+def decode(
+  file: Any,
+  *,
+  channels: int = 3,
+  exif: bool = True,
+  transform: HostTransform | None = None,
+  step: int = 0,
+  id: int = 0,
+) -> np.ndarray:
   """Decodes one image.
 
   Grey, palette, CMYK and 16-bit images become `channels`; transparent ones are composited on
@@ -108,6 +146,10 @@ def decode(file: Any, *, channels: int = 3, exif: bool = True) -> np.ndarray:
     file: a path, a binary file object, or the encoded bytes.
     channels: 1, 3 or 4.
     exif: turn the image as its EXIF orientation says.
+    transform: applied to the image. Where a `Resize` shrinks a JPEG to half or less, the inverse
+      cosine transform does the first factor of 2, 4 or 8, never below the size asked for.
+    step: for the transform.
+    id: for the transform.
 
   Returns:
     uint8 `[H, W, channels]`.
@@ -115,24 +157,74 @@ def decode(file: Any, *, channels: int = 3, exif: bool = True) -> np.ndarray:
   Raises:
     DecodeError: says why the image can't be decoded.
   """
+  stream = io.BytesIO(file) if isinstance(file, bytes) else file
+  if not hasattr(stream, 'read'):
+    try:
+      stream = open(file, 'rb')  # noqa: SIM115, closed below
+    except (OSError, ValueError) as error:
+      raise DecodeError(str(error)) from error
+  try:
+    with open_image(stream) as image:
+      return _decode(image, stream, channels, exif, transform, step=step, id=id)
+  finally:
+    if stream is not file:
+      stream.close()
+
+
+def _decode(
+  image: 'Image.Image',
+  stream: Any,
+  channels: int,
+  exif: bool,
+  transform: HostTransform | None,
+  **where: int,
+) -> np.ndarray:
+  turn = _TURNS.get(_orientation(image), _UPRIGHT) if exif else _UPRIGHT
+  if not isinstance(transform, Resize):
+    pixels = turn.shown(_pixels(image, stream, channels, 1))
+    return pixels if transform is None else transform(pixels, **where)
+  height, width = image.height, image.width
+  shown = (width, height) if turn.swap else (height, width)
+  box = turn.stored_box(transform.box(*shown, **where), height, width)
+  size = transform.size[::-1] if turn.swap else transform.size
+  factor = resample.reduction(box, size) if image.format in _JPEG else 1
+  pixels = _pixels(image, stream, channels, factor)
+  return turn.shown(resample.cut(pixels, box.reduced(factor), size))
+
+
+def _pixels(image: 'Image.Image', stream: Any, channels: int, factor: int) -> np.ndarray:
+  """The stored pixels, uint8 [H / factor, W / factor, channels] with the sides rounded up.
+
+  A plain JPEG goes to libjpeg-turbo directly, where the extra is installed; Pillow, with the same
+  library inside, does the rest, and judges what is damaged.
+  """
   from PIL import Image
 
-  image = open_image(io.BytesIO(file) if isinstance(file, bytes) else file)
+  turbo = None
+  if image.format in _JPEG and (image.mode, channels) in _TURBO:
+    turbo = resample.optional('simplejpeg')
   try:
-    with image:
-      turn = _TURNS.get(_orientation(image)) if exif else None
-      if turn is not None:
-        image = image.transpose(Image.Transpose[turn])
-      if image.mode == 'I' or image.mode.startswith('I;16'):
-        # convert() would clip at 255; the high byte is what an 8-bit decoder keeps.
-        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).astype(np.uint8))
-      if channels != 4 and (image.has_transparency_data or image.mode in ('La', 'RGBa')):
-        image = image.convert('RGBA')
-        white = Image.new('RGBA', image.size, 'white')
-        image = Image.alpha_composite(white, image)
-      if image.mode != _MODES[channels]:
-        image = image.convert(_MODES[channels])
-      pixels = np.asarray(image)
+    # It takes the smallest eighths that give at least this size: unique from 16 pixels on.
+    if turbo is not None and (factor == 1 or min(image.size) >= 16):
+      least = (0, 0) if factor == 1 else (-(-image.height // factor), -(-image.width // factor))
+      kind = _TURBO[image.mode, channels]
+      stream.seek(0)
+      return turbo.decode_jpeg(stream.read(), kind, min_height=least[0], min_width=least[1])
+  except (OSError, ValueError):  # damaged, perhaps not beyond use, or no file to go back in
+    pass
+  try:
+    if factor > 1:
+      image.draft(image.mode, (image.width // factor, image.height // factor))
+    if image.mode == 'I' or image.mode.startswith('I;16'):
+      # convert() would clip at 255; the high byte is what an 8-bit decoder keeps.
+      image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).astype(np.uint8))
+    if channels != 4 and (image.has_transparency_data or image.mode in ('La', 'RGBa')):
+      image = image.convert('RGBA')
+      white = Image.new('RGBA', image.size, 'white')
+      image = Image.alpha_composite(white, image)
+    if image.mode != _MODES[channels]:
+      image = image.convert(_MODES[channels])
+    pixels = np.asarray(image)
   except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
     raise DecodeError(str(error) or type(error).__name__) from error
   return pixels.reshape(*pixels.shape[:2], channels)
@@ -140,29 +232,19 @@ def decode(file: Any, *, channels: int = 3, exif: bool = True) -> np.ndarray:
 
 def resize(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
   """Stretches to `size` = (height, width): bilinear, antialiased when it shrinks."""
-  from PIL import Image
-
-  height, width = size
-  if image.shape[:2] == (height, width):
-    return image
-  if image.shape[2] not in _MODES:
-    raise UserError(f'data.image_size: images of {image.shape[2]} channels, allowed 1, 3 or 4')
-  squeezed = image[..., 0] if image.shape[2] == 1 else image
-  resized = Image.fromarray(squeezed).resize((width, height), Image.Resampling.BILINEAR)
-  return np.asarray(resized).reshape(height, width, image.shape[2])
+  height, width, _ = image.shape
+  return resample.cut(image, resample.whole(height, width), size)
 
 
-def center_crop(image: np.ndarray, size: Sequence[int], *, fraction: float = 0.875) -> np.ndarray:
+def center_crop(
+  image: np.ndarray, size: Sequence[int], *, fraction: float = _FRACTION
+) -> np.ndarray:
   """The evaluation crop of ImageNet: keep the aspect ratio, cut `size` from the centre.
 
   The image is scaled until it just covers `size / fraction` (224: the short side becomes 256).
   """
-  height, width = size
-  scale = max(height / fraction / image.shape[0], width / fraction / image.shape[1])
-  scaled = [max(crop, round(scale * side)) for crop, side in zip(size, image.shape, strict=False)]
-  image = resize(image, scaled)
-  top, left = (scaled[0] - height) // 2, (scaled[1] - width) // 2
-  return image[top : top + height, left : left + width]
+  height, width, _ = image.shape
+  return resample.cut(image, resample.center(height, width, size, fraction), size)
 
 
 def random_resized_crop(
@@ -170,27 +252,16 @@ def random_resized_crop(
   image: np.ndarray,
   size: Sequence[int],
   *,
-  scale: tuple[float, float] = (0.08, 1.0),
-  ratio: tuple[float, float] = (3 / 4, 4 / 3),
+  scale: tuple[float, float] = _SCALE,
+  ratio: tuple[float, float] = _RATIO,
 ) -> np.ndarray:
   """The training crop of ImageNet (Szegedy et al., 2015, arXiv:1409.4842), resized to `size`.
 
   Up to ten draws of an area (a uniform fraction of the image's) and an aspect ratio (uniform in
   its logarithm); if no crop fits, the largest central one within the ratios.
   """
-  height, width = image.shape[:2]
-  for _ in range(10):
-    area = height * width * rng.uniform(*scale)
-    aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
-    h, w = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
-    if 0 < h <= height and 0 < w <= width:
-      top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
-      break
-  else:
-    h = min(height, max(1, round(width / ratio[0])))
-    w = min(width, max(1, round(height * ratio[1])))
-    top, left = (height - h) // 2, (width - w) // 2
-  return resize(image[top : top + h, left : left + w], size)
+  height, width, _ = image.shape
+  return resample.cut(image, resample.random(rng, height, width, scale, ratio), size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,11 +282,18 @@ class Resize:
     if self.method not in RESIZES:
       raise unknown('data.resize', self.method, RESIZES)
 
-  def __call__(self, image: np.ndarray, *, step: int = 0, id: int = 0) -> np.ndarray:
+  def box(self, height: int, width: int, *, step: int = 0, id: int = 0) -> resample.Box:
+    """What to cut out of an image of this size."""
     if self.method == 'random_resized_crop':
       rng = np.random.Generator(philox(1, self.seed, step, id))
-      return random_resized_crop(rng, image, self.size)
-    return (resize if self.method == 'resize' else center_crop)(image, self.size)
+      return resample.random(rng, height, width, _SCALE, _RATIO)
+    if self.method == 'center_crop':
+      return resample.center(height, width, self.size, _FRACTION)
+    return resample.whole(height, width)
+
+  def __call__(self, image: np.ndarray, *, step: int = 0, id: int = 0) -> np.ndarray:
+    height, width, _ = image.shape
+    return resample.cut(image, self.box(height, width, step=step, id=id), self.size)
 
 
 def train_transform(method: str, size: Sequence[int], *, seed: int) -> Resize | None:

@@ -93,6 +93,19 @@ def stack(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
   return {'image': np.stack(images) if uniform else images, 'label': labels}
 
 
+def read(
+  source: Source, index: int, transform: preprocess.HostTransform | None = None, *, step: int = 0
+) -> dict[str, Any]:
+  """One example, transformed; a source that decodes is told the transform before it does."""
+  if transform is None:
+    return source[index]
+  own = getattr(source, 'read', None)
+  if own is not None and getattr(source, 'transform', None) is None:
+    return own(index, transform, step=step)
+  example = source[index]
+  return {**example, 'image': transform(example['image'], step=step, id=index)}
+
+
 def describe(source: Source, index: int) -> str:
   """What to call an example in a message: its file, where it has one."""
   named = getattr(source, 'describe', None)
