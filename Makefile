@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test lint format bench clean
 
-demo: $(VENV)/.installed
+demo: $(VENV)/.installed $(VENV)/.onednn
 	$(BIN)/python -m cnnjax.main --config=experiments/digits/lenet5.py --workdir=$(WORKDIR)
 
-test: $(VENV)/.installed-test
+test: $(VENV)/.installed-test $(VENV)/.onednn
 	$(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/.installed-dev
@@ -21,11 +21,23 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-bench: $(VENV)/.installed
+bench: $(VENV)/.installed $(VENV)/.onednn
 	$(BIN)/python benchmarks/loop_overhead.py
 
 clean:
 	rm -rf $(VENV)
+
+# The compiled convolutions, where they can be built; without them everything runs through XLA.
+NATIVE := $(wildcard native/*.* native/src/* native/cnnjax_onednn/*.py)
+$(VENV)/.onednn: $(NATIVE) constraints.txt | $(VENV)/.installed
+	if [ "$$(uname -sm)" = 'Linux x86_64' ] && command -v $(CXX) >/dev/null; then \
+	  $(BIN)/python -m pip install --quiet --constraint constraints.txt setuptools \
+	    onednn-cpu-gomp onednn-devel-cpu-gomp && \
+	  $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation ./native; \
+	else \
+	  echo 'No C++ compiler or no x86 Linux: convolutions run through XLA.'; \
+	fi
+	touch $@
 
 # One stamp per set of extras, renewed when what it was installed from changes.
 $(VENV)/.installed: EXTRAS =

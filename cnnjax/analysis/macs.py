@@ -109,6 +109,11 @@ def _conv(eqn: Any) -> int:
   return math.prod(eqn.outvars[0].aval.shape) * taps
 
 
+def _conv2d(outputs: Any, kernel: Any) -> int:
+  """A product for each output and each tap [kh, kw, in / groups] of its kernel."""
+  return math.prod(outputs.aval.shape) * math.prod(kernel.aval.shape[:3])
+
+
 def _dot(eqn: Any) -> int:
   (contracted, _), _ = eqn.params['dimension_numbers']
   lhs = eqn.invars[0].aval.shape
@@ -117,7 +122,14 @@ def _dot(eqn: Any) -> int:
 
 # What changes an array's type or shape and not its values.
 _SAME = ('convert_element_type', 'broadcast_in_dim', 'reshape', 'transpose', 'copy')
-_RULES: dict[str, Rule] = {'conv_general_dilated': _conv, 'dot_general': _dot}
+_RULES: dict[str, Rule] = {
+  'conv_general_dilated': _conv,
+  'dot_general': _dot,
+  # cnnjax.ops.convolution: (x, w) -> y, (w, dy) -> dx and (x, dy) -> dw.
+  'conv2d': lambda eqn: _conv2d(eqn.outvars[0], eqn.invars[1]),
+  'conv2d_input_gradient': lambda eqn: _conv2d(eqn.invars[1], eqn.invars[0]),
+  'conv2d_weight_gradient': lambda eqn: _conv2d(eqn.invars[1], eqn.outvars[0]),
+}
 
 
 class _Cost(NamedTuple):

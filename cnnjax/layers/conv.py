@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from cnnjax import ops
 from cnnjax.errors import UserError
 from cnnjax.layers import init
 from cnnjax.layers.geometry import Padding, Pads, Pair, pair, sides
@@ -46,6 +47,8 @@ def conv(
     **options: its other fields (`name`, `dtype`, `conv_general_dilated`, ...).
   """
   kernel_size, dilation = pair(kernel_size), pair(dilation)
+  if isinstance(layer, type) and issubclass(layer, nn.Conv):
+    options.setdefault('conv_general_dilated', ops.conv_general_dilated)
   return layer(
     features,
     kernel_size,

@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from cnnjax import ops
+
 NormFactory = Callable[..., Any]
 _Model = TypeVar('_Model', bound=nn.Module)
 
@@ -63,28 +65,24 @@ class BatchNorm(nn.Module):
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     lift = lambda v: v.reshape((1,) * (x.ndim - 1) + shape)  # [C] -> [1, ..., 1, C]
 
+    scale = self.param('scale', self.scale_init, shape, jnp.float32) if self.use_scale else None
+    bias = self.param('bias', self.bias_init, shape, jnp.float32) if self.use_bias else None
+    scale = jnp.ones(shape, x.dtype) if scale is None else scale
+    bias = jnp.zeros(shape, x.dtype) if bias is None else bias
     if running:
-      mean, var = running_mean.value, running_var.value
+      factor = scale * lax.rsqrt(running_var.value + self.epsilon)
+      y = (x - lift(running_mean.value)) * lift(factor) + lift(bias)
     else:
-      axes = tuple(range(x.ndim - 1))
       # No device axis is bound while a model is being initialised.
       axis_name = None if self.is_initializing() else self.axis_name
-      total = lambda v: lax.psum(v, axis_name) if axis_name else v
-      count = total(x.size // x.shape[-1])
-      mean = total(x.sum(axes)) / count
-      var = total(jnp.square(x - lift(mean)).sum(axes)) / count
+      y, mean, var, count = ops.batch_norm(
+        x, scale, bias, epsilon=self.epsilon, axis_name=axis_name
+      )
       if not self.is_initializing() and self.is_mutable_collection('batch_stats'):
         unbiased = var * (count / max(count - 1, 1))
         keep = self.momentum
         running_mean.value = keep * running_mean.value + (1 - keep) * mean
         running_var.value = keep * running_var.value + (1 - keep) * unbiased
-
-    factor = lax.rsqrt(var + self.epsilon)
-    if self.use_scale:
-      factor = factor * self.param('scale', self.scale_init, shape, jnp.float32)
-    y = (x - lift(mean)) * lift(factor)
-    if self.use_bias:
-      y = y + lift(self.param('bias', self.bias_init, shape, jnp.float32))
     return y.astype(dtype)
 
 

@@ -1,0 +1,6 @@
+"""Operations that know about platforms: oneDNN's on CPUs where `cnnjax-onednn` is installed, XLA's
+elsewhere. `using` chooses: `with ops.using('xla'): ...`."""
+
+from cnnjax.ops.batch_norm import batch_norm as batch_norm
+from cnnjax.ops.convolution import conv_general_dilated as conv_general_dilated
+from cnnjax.ops.plugin import using as using

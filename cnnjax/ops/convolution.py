@@ -1,0 +1,215 @@
+"""Two-dimensional convolution, on the CPU by oneDNN where `cnnjax-onednn` is installed.
+
+y = conv2d(x, w) is linear in each argument, and so are its two gradients
+
+  dx = conv2d_input_gradient(w, dy)       dw = conv2d_weight_gradient(x, dy).
+
+Differentiating any of the three gives the other two, so as JAX primitives with these transposes
+they have derivatives of every order, forward and reverse. On other platforms, in exported programs,
+and where oneDNN has only naive loops, each becomes the XLA operations that
+`jax.lax.conv_general_dilated` and its gradients become.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching
+
+from cnnjax.ops import plugin
+from cnnjax.ops.primitive import bind, define
+
+_NUMBERS = ('NHWC', 'HWIO', 'NHWC')
+
+
+class Window(NamedTuple):
+  """Where a convolution's taps lie.
+
+  Attributes:
+    strides: (height, width).
+    padding: ((top, bottom), (left, right)), not negative.
+    dilation: (height, width), of the kernel.
+    groups: of channels.
+  """
+
+  strides: tuple[int, ...]
+  padding: tuple[tuple[int, int], ...]
+  dilation: tuple[int, ...]
+  groups: int
+
+
+def conv_general_dilated(
+  lhs: jax.Array,
+  rhs: jax.Array,
+  window_strides: Sequence[int],
+  padding: str | Sequence[tuple[int, int]],
+  lhs_dilation: Sequence[int] | None = None,
+  rhs_dilation: Sequence[int] | None = None,
+  dimension_numbers: Any = None,
+  feature_group_count: int = 1,
+  batch_group_count: int = 1,
+  precision: Any = None,
+  preferred_element_type: Any = None,
+  **options: Any,
+) -> jax.Array:
+  """`jax.lax.conv_general_dilated`, faster on CPUs; the same arguments and result.
+
+  oneDNN takes two-dimensional NHWC convolutions with HWIO kernels in float32 and bfloat16;
+  everything else is left to XLA.
+  """
+  numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
+  ours = (
+    lhs.ndim == 4
+    and numbers == lax.conv_dimension_numbers(lhs.shape, rhs.shape, _NUMBERS)
+    and lhs.dtype == rhs.dtype
+    and lhs.dtype in (jnp.float32, jnp.bfloat16)
+    and all(step == 1 for step in lhs_dilation or ())
+    and batch_group_count == 1
+    and preferred_element_type in (None, lhs.dtype)
+    and not options
+    and plugin.chosen()
+  )
+  if ours:
+    dilation = tuple(rhs_dilation or (1, 1))
+    if isinstance(padding, str):
+      taps = [(k - 1) * d + 1 for k, d in zip(rhs.shape[:2], dilation, strict=True)]
+      padding = lax.padtype_to_pads(lhs.shape[1:3], taps, window_strides, padding)
+    pads = tuple((int(before), int(after)) for before, after in padding)
+    window = Window(tuple(window_strides), pads, dilation, feature_group_count)
+    sizes = _output_size(lhs.shape, rhs.shape, window)
+    if min(min(pads)) >= 0 and min(*sizes, *lhs.shape, *rhs.shape) > 0:
+      return bind(conv2d_p, lhs, rhs, window=window)
+  return lax.conv_general_dilated(
+    lhs,
+    rhs,
+    window_strides,
+    padding,
+    lhs_dilation,
+    rhs_dilation,
+    dimension_numbers,
+    feature_group_count,
+    batch_group_count,
+    precision,
+    preferred_element_type,
+    **options,
+  )
+
+
+def _output_size(image: Sequence[int], kernel: Sequence[int], window: Window) -> tuple[int, ...]:
+  return tuple(
+    (size + sum(pad) - (k - 1) * d - 1) // s + 1
+    for size, k, s, pad, d in zip(image[1:3], kernel[:2], *window[:3], strict=True)
+  )
+
+
+def _conv2d(x: jax.Array, w: jax.Array, *, window: Window) -> jax.Array:
+  return lax.conv_general_dilated(
+    x,
+    w,
+    window.strides,
+    window.padding,
+    rhs_dilation=window.dilation,
+    dimension_numbers=_NUMBERS,
+    feature_group_count=window.groups,
+  )
+
+
+def _input_gradient(
+  w: jax.Array, dy: jax.Array, *, window: Window, size: tuple[int, int]
+) -> jax.Array:
+  shape = (dy.shape[0], *size, w.shape[2] * window.groups)
+  forward = lambda x: _conv2d(x, w, window=window)
+  return jax.linear_transpose(forward, jax.ShapeDtypeStruct(shape, dy.dtype))(dy)[0]
+
+
+def _weight_gradient(
+  x: jax.Array, dy: jax.Array, *, window: Window, size: tuple[int, int]
+) -> jax.Array:
+  shape = (*size, x.shape[-1] // window.groups, dy.shape[-1])
+  forward = lambda w: _conv2d(x, w, window=window)
+  return jax.linear_transpose(forward, jax.ShapeDtypeStruct(shape, dy.dtype))(dy)[0]
+
+
+def _native(kind: str, order: Sequence[int]) -> Callable[..., Any]:
+  """`order`: where images, kernel and outputs are among the arguments and the result."""
+
+  def rule(ctx: Any, *, window: Window, **_: Any) -> Any:
+    avals = (*ctx.avals_in, *ctx.avals_out)
+    images, kernel, outputs = (avals[i].shape for i in order)
+    if plugin.convolution(kind, images, kernel, outputs, window, avals[0].dtype) is None:
+      return None
+    return plugin.call(kind, **plugin.window_attributes(window))
+
+  return rule
+
+
+conv2d_p = define('conv2d', _conv2d, _native('forward', (0, 1, 2)))
+input_gradient_p = define(
+  'conv2d_input_gradient', _input_gradient, _native('input_gradient', (2, 0, 1))
+)
+weight_gradient_p = define(
+  'conv2d_weight_gradient', _weight_gradient, _native('weight_gradient', (0, 2, 1))
+)
+
+
+def _dx(w: jax.Array, dy: jax.Array, like: Any, window: Window) -> jax.Array:
+  return bind(input_gradient_p, w, dy, window=window, size=tuple(like.aval.shape[1:3]))
+
+
+def _dw(x: jax.Array, dy: jax.Array, like: Any, window: Window) -> jax.Array:
+  return bind(weight_gradient_p, x, dy, window=window, size=tuple(like.aval.shape[:2]))
+
+
+def _y(x: jax.Array, w: jax.Array, window: Window) -> jax.Array:
+  return bind(conv2d_p, x, w, window=window)
+
+
+# Each rule: the cotangent, the arguments (one of them unknown), and the primitive's parameters.
+ad.defbilinear(
+  conv2d_p,
+  lambda ct, x, w, window: _dx(w, ct, x, window),
+  lambda ct, x, w, window: _dw(x, ct, w, window),
+)
+ad.defbilinear(
+  input_gradient_p,
+  lambda ct, w, dy, window, size: _dw(ct, dy, w, window),
+  lambda ct, w, dy, window, size: _y(ct, w, window),
+)
+ad.defbilinear(
+  weight_gradient_p,
+  lambda ct, x, dy, window, size: _dx(ct, dy, x, window),
+  lambda ct, x, dy, window, size: _y(x, ct, window),
+)
+
+
+def _batch(primitive: Primitive, folded: int) -> None:
+  """Under `vmap`: one call with the examples of all members where argument `folded` alone is
+  mapped, else one call after the other (grouped convolutions are far slower than that)."""
+
+  def rule(args: Sequence[Any], dims: Sequence[Any], **params: Any) -> tuple[Any, int]:
+    args = [
+      x if dim is None else jnp.moveaxis(x, dim, 0) for x, dim in zip(args, dims, strict=True)
+    ]
+    if all((dim is not None) == (i == folded) for i, dim in enumerate(dims)):
+      members = args[folded].shape[0]
+      args[folded] = args[folded].reshape(-1, *args[folded].shape[2:])
+      y = bind(primitive, *args, **params)
+      return y.reshape(members, -1, *y.shape[1:]), 0
+    mapped = [x for x, dim in zip(args, dims, strict=True) if dim is not None]
+
+    def one(members: Sequence[jax.Array]) -> jax.Array:
+      rest = iter(members)
+      full = [x if dim is None else next(rest) for x, dim in zip(args, dims, strict=True)]
+      return bind(primitive, *full, **params)
+
+    return lax.map(one, mapped), 0
+
+  batching.primitive_batchers[primitive] = rule
+
+
+_batch(conv2d_p, folded=0)
+_batch(input_gradient_p, folded=1)
+_batch(weight_gradient_p, folded=-1)  # its result sums over examples: none

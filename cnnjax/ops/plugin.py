@@ -1,0 +1,104 @@
+"""The optional distribution `cnnjax-onednn` (native/): whether to use it, and what it can do."""
+
+import functools
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from cnnjax.errors import UserError
+
+CHOICES = ('auto', 'xla', 'onednn')
+
+# `with using('xla'):` and functions traced within leave all to XLA; 'onednn' insists on the plugin.
+# jit knows of it: a function is traced anew under another choice.
+using = jax.make_user_context('auto')
+
+
+def chosen() -> bool:
+  """Whether functions traced here are to ask the plugin.
+
+  Raises:
+    UserError: it is insisted on and missing.
+  """
+  if using.value not in CHOICES:
+    raise UserError(f'ops={using.value!r} is unknown. Allowed: {", ".join(map(repr, CHOICES))}')
+  if using.value == 'xla':
+    return False
+  if load() is None and using.value == 'onednn':
+    raise UserError("ops='onednn' needs the distribution cnnjax-onednn: pip install ./native")
+  return load() is not None
+
+
+@functools.cache
+def load() -> Any:
+  """The plugin, its targets registered; None where it isn't installed or can't be loaded."""
+  try:
+    plugin = importlib.import_module('cnnjax_onednn')
+    plugin.load()
+  except ImportError:
+    logging.info('Convolutions on the CPU: XLA; cnnjax-onednn, which is faster, is not installed')
+    return None
+  except (OSError, AttributeError) as error:
+    logging.warning('Convolutions on the CPU: XLA; cnnjax-onednn does not load: %s', error)
+    return None
+  logging.info('Convolutions on the CPU: oneDNN')
+  return plugin
+
+
+def threads() -> int:
+  """Threads for one call: the virtual devices, which run at the same time, share the cores.
+
+  Fixed for a process, since the order of sums depends on it.
+  """
+  return max(1, load().cores() // jax.local_device_count('cpu'))
+
+
+def convolution(
+  kind: str,
+  images: Sequence[int],
+  kernel: Sequence[int],
+  outputs: Sequence[int],
+  window: Any,
+  dtype: Any,
+  *,
+  bias: bool = False,
+  activation: int = 0,
+  residual: bool = False,
+) -> int | None:
+  """The bytes of the kernel as oneDNN orders it; None where it has only naive loops.
+
+  Args:
+    kind: 'forward', 'input_gradient', 'weight_gradient' or 'inference'.
+    images, kernel, outputs: shapes.
+    window: `cnnjax.ops.convolution.Window`.
+    dtype: float32 or bfloat16.
+    bias, activation, residual: what 'inference' adds; see `Activation` in convolution.h.
+  """
+  (top, bottom), (left, right) = window.padding
+  sizes = (*images, *outputs[1:], *kernel[:2])
+  places = (*window.strides, top, bottom, left, right, *window.dilation, window.groups)
+  options = (int(dtype == jnp.bfloat16), int(bias), activation, int(residual), threads())
+  found = load().query((load().KINDS.index(kind), *sizes, *places, *options))
+  return None if found is None or 'ref' in found[0] else found[1]
+
+
+def window_attributes(window: Any) -> dict[str, Any]:
+  """A window as the plugin's targets take it."""
+  integers = functools.partial(np.array, dtype=np.int64)
+  return {
+    'strides': integers(window.strides),
+    'padding': integers(sum(window.padding, ())),
+    'dilation': integers(window.dilation),
+    'groups': np.int64(window.groups),
+  }
+
+
+def call(target: str, **attributes: Any) -> Callable[..., Any]:
+  """The lowering rule that calls a target of the plugin."""
+  rule = jax.ffi.ffi_lowering(f'cnnjax_onednn_{target}')
+  return functools.partial(rule, threads=np.int64(threads()), **attributes)

@@ -1,0 +1,58 @@
+"""JAX primitives that are XLA operations everywhere, and a call of the plugin on the CPU."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import mlir
+
+from cnnjax.ops import plugin
+
+Reference = Callable[..., jax.Array]
+
+
+def define(name: str, reference: Reference, native: Callable[..., Any] | None = None) -> Primitive:
+  """A primitive with one result and no rules of differentiation or batching yet.
+
+  Args:
+    name: as jaxprs show it.
+    reference: what it computes, `reference(*arrays, **params)`, in JAX.
+    native: `native(ctx, **params)` for the CPU: a lowering rule, or None where the plugin has
+      nothing better. Programs for export never ask.
+  """
+  primitive = Primitive(name)
+  primitive.def_impl(lambda *args, **params: jax.jit(partial(primitive.bind, **params))(*args))
+
+  def abstract(*args: Any, **params: Any) -> Any:
+    plain = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in args]
+    out = jax.eval_shape(partial(reference, **params), *plain)
+    return args[0].update(shape=out.shape, dtype=out.dtype)
+
+  primitive.def_abstract_eval(abstract)
+  everywhere = mlir.lower_fun(reference, multiple_results=False)
+  mlir.register_lowering(primitive, everywhere)
+
+  def on_cpu(ctx: Any, *args: Any, **params: Any) -> Any:
+    exported = ctx.module_context.lowering_parameters.for_export
+    rule = native(ctx, **params) if native and plugin.load() and not exported else None
+    return rule(ctx, *args) if rule else everywhere(ctx, *args, **params)
+
+  if native:
+    mlir.register_lowering(primitive, on_cpu, platform='cpu')
+  return primitive
+
+
+def bind(primitive: Primitive, *arrays: jax.Array, **params: Any) -> jax.Array:
+  """`primitive.bind`; inside `shard_map`, arrays that are equal on all devices are made to vary as
+  the others do, as JAX's own operations have it."""
+  axes = [jax.typeof(x).manual_axis_type.varying for x in arrays]
+  every = frozenset().union(*axes)
+  if any(every - mine for mine in axes):
+    arrays = tuple(
+      lax.pcast(x, tuple(every - mine), to='varying') if every - mine else x
+      for x, mine in zip(arrays, axes, strict=True)
+    )
+  return primitive.bind(*arrays, **params)

@@ -1,0 +1,228 @@
+#include "convolution.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <list>
+#include <new>
+#include <unordered_map>
+#include <utility>
+
+namespace cnnjax {
+namespace {
+
+using dnnl::memory;
+using Dims = memory::dims;
+
+// Caches and scratch memory belong to threads, so that nothing on the way to a primitive takes a
+// lock. Each holds this many primitives, and gives scratch beyond this size back after the call.
+constexpr size_t kPrimitives = 256;
+constexpr size_t kKeptScratch = size_t{256} << 20;
+
+dnnl::engine& engine() {
+  // Not destroyed: threads may still run when the process ends.
+  static auto* engine = new dnnl::engine(dnnl::engine::kind::cpu, 0);
+  return *engine;
+}
+
+dnnl::stream& stream() {
+  thread_local dnnl::stream stream(engine());
+  return stream;
+}
+
+// [kernel_h, kernel_w, c / groups, out_c] seen as oneDNN's (groups,) out, in, height, width.
+memory::desc kernel_desc(const Problem& p, memory::data_type type) {
+  int64_t in = p.c / p.groups, out = p.out_c / p.groups, column = in * p.out_c;
+  if (p.groups == 1)
+    return {{out, in, p.kernel_h, p.kernel_w}, type, Dims{1, p.out_c, p.kernel_w * column, column}};
+  return {{p.groups, out, in, p.kernel_h, p.kernel_w},
+          type,
+          Dims{out, 1, p.out_c, p.kernel_w * column, column}};
+}
+
+memory::desc any_kernel_desc(const Problem& p, memory::data_type type) {
+  int64_t in = p.c / p.groups, out = p.out_c / p.groups;
+  using tag = memory::format_tag;
+  if (p.groups == 1) return {{out, in, p.kernel_h, p.kernel_w}, type, tag::any};
+  return {{p.groups, out, in, p.kernel_h, p.kernel_w}, type, tag::any};
+}
+
+dnnl::primitive_attr attributes(const Problem& p) {
+  dnnl::primitive_attr attr;
+  attr.set_scratchpad_mode(dnnl::scratchpad_mode::user);
+  dnnl::post_ops ops;
+  if (p.residual) ops.append_sum(1.0f);
+  using dnnl::algorithm;
+  switch (static_cast<Activation>(p.activation)) {
+    case Activation::kNone: break;
+    case Activation::kRelu: ops.append_eltwise(algorithm::eltwise_relu, 0.0f, 0.0f); break;
+    case Activation::kRelu6: ops.append_eltwise(algorithm::eltwise_clip, 0.0f, 6.0f); break;
+    case Activation::kSwish: ops.append_eltwise(algorithm::eltwise_swish, 1.0f, 0.0f); break;
+    case Activation::kHardSwish:
+      ops.append_eltwise(algorithm::eltwise_hardswish, 1.0f / 6.0f, 0.5f);
+      break;
+    case Activation::kGelu: ops.append_eltwise(algorithm::eltwise_gelu_erf, 0.0f, 0.0f); break;
+  }
+  attr.set_post_ops(ops);
+  return attr;
+}
+
+}  // namespace
+
+size_t ProblemHash::operator()(const Problem& problem) const {
+  std::array<int64_t, sizeof(Problem) / sizeof(int64_t)> values;
+  std::memcpy(values.data(), &problem, sizeof(Problem));
+  size_t hash = 14695981039346656037u;  // FNV-1a, over words
+  for (int64_t value : values) hash = (hash ^ static_cast<size_t>(value)) * 1099511628211u;
+  return hash ^ (hash >> 32);
+}
+
+Convolution::Convolution(const Problem& p)
+    : kind_(static_cast<Kind>(p.kind)), residual_(p.residual != 0) {
+  using tag = memory::format_tag;
+  auto type = p.bfloat16 ? memory::data_type::bf16 : memory::data_type::f32;
+  memory::desc images({p.n, p.c, p.h, p.w}, type, tag::nhwc);
+  memory::desc outputs({p.n, p.out_c, p.out_h, p.out_w}, type, tag::nhwc);
+  memory::desc kernel = any_kernel_desc(p, type), bias;
+  theirs_ = kernel_desc(p, type);
+  Dims strides{p.stride_h, p.stride_w}, dilation{p.dilation_h - 1, p.dilation_w - 1};
+  Dims before{p.top, p.left}, after{p.bottom, p.right};
+  auto attr = attributes(p);
+  auto algorithm = dnnl::algorithm::convolution_direct;
+  memory::desc scratchpad;
+  auto take = [&](const auto& described, const memory::desc& chosen, auto primitive) {
+    ours_ = chosen;
+    scratchpad = described.scratchpad_desc();
+    implementation_ = described.impl_info_str();
+    primitive_ = std::move(primitive);
+  };
+  if (kind_ == Kind::kForward || kind_ == Kind::kInference) {
+    auto purpose = kind_ == Kind::kForward ? dnnl::prop_kind::forward_training
+                                           : dnnl::prop_kind::forward_inference;
+    if (p.bias) bias = memory::desc({p.out_c}, memory::data_type::f32, tag::x);
+    dnnl::convolution_forward::primitive_desc described(engine(), purpose, algorithm, images, kernel,
+                                                        bias, outputs, strides, dilation, before,
+                                                        after, attr);
+    take(described, described.weights_desc(), dnnl::convolution_forward(described));
+  } else {
+    // oneDNN wants the forward primitive as a hint of what the gradient belongs to.
+    dnnl::convolution_forward::primitive_desc forward(
+        engine(), dnnl::prop_kind::forward_training, algorithm, images, kernel, outputs, strides,
+        dilation, before, after);
+    if (kind_ == Kind::kInputGradient) {
+      dnnl::convolution_backward_data::primitive_desc described(
+          engine(), algorithm, images, kernel, outputs, strides, dilation, before, after, forward,
+          attr);
+      take(described, described.weights_desc(), dnnl::convolution_backward_data(described));
+    } else {
+      dnnl::convolution_backward_weights::primitive_desc described(
+          engine(), algorithm, images, kernel, outputs, strides, dilation, before, after, forward,
+          attr);
+      take(described, described.diff_weights_desc(), dnnl::convolution_backward_weights(described));
+    }
+  }
+  reordered_ = ours_ != theirs_;
+  auto round = [](size_t bytes) { return (bytes + 63) / 64 * 64; };
+  if (reordered_ && kind_ != Kind::kInference) kernel_bytes_ = round(ours_.get_size());
+  primitive_bytes_ = round(scratchpad.get_size());
+
+  auto empty = [](const memory::desc& desc) { return memory(desc, engine(), nullptr); };
+  images_ = empty(images);
+  outputs_ = empty(outputs);
+  kernel_ = empty(ours_);
+  given_ = empty(theirs_);
+  if (p.bias) bias_ = empty(bias);
+  scratchpad_ = empty(scratchpad);
+  if (reordered_)
+    reorder_ = kind_ == Kind::kWeightGradient ? dnnl::reorder(kernel_, given_)
+                                              : dnnl::reorder(given_, kernel_);
+}
+
+void Convolution::operator()(const Arrays& arrays, std::byte* scratch) {
+  images_.set_data_handle(arrays.images);
+  outputs_.set_data_handle(arrays.outputs);
+  scratchpad_.set_data_handle(scratch + kernel_bytes_);
+  given_.set_data_handle(arrays.kernel);
+  bool packed = reordered_ && kind_ != Kind::kInference;
+  kernel_.set_data_handle(packed ? static_cast<void*>(scratch) : arrays.kernel);
+  if (residual_ && arrays.residual != arrays.outputs)
+    std::memcpy(arrays.outputs, arrays.residual, outputs_.get_desc().get_size());
+  switch (kind_) {
+    case Kind::kForward:
+    case Kind::kInference: {
+      if (packed) reorder_.execute(stream(), given_, kernel_);
+      std::unordered_map<int, memory> arguments{{DNNL_ARG_SRC, images_},
+                                                {DNNL_ARG_WEIGHTS, kernel_},
+                                                {DNNL_ARG_DST, outputs_},
+                                                {DNNL_ARG_SCRATCHPAD, scratchpad_}};
+      if (bias_) {
+        bias_.set_data_handle(arrays.bias);
+        arguments.emplace(DNNL_ARG_BIAS, bias_);
+      }
+      primitive_.execute(stream(), arguments);
+      break;
+    }
+    case Kind::kInputGradient:
+      if (packed) reorder_.execute(stream(), given_, kernel_);
+      primitive_.execute(stream(), {{DNNL_ARG_DIFF_SRC, images_},
+                                    {DNNL_ARG_WEIGHTS, kernel_},
+                                    {DNNL_ARG_DIFF_DST, outputs_},
+                                    {DNNL_ARG_SCRATCHPAD, scratchpad_}});
+      break;
+    case Kind::kWeightGradient:
+      primitive_.execute(stream(), {{DNNL_ARG_SRC, images_},
+                                    {DNNL_ARG_DIFF_WEIGHTS, kernel_},
+                                    {DNNL_ARG_DIFF_DST, outputs_},
+                                    {DNNL_ARG_SCRATCHPAD, scratchpad_}});
+      if (packed) reorder_.execute(stream(), kernel_, given_);
+      break;
+  }
+  stream().wait();
+}
+
+void Convolution::pack(const void* kernel, void* packed) {
+  if (!reordered_) {
+    std::memcpy(packed, kernel, ours_.get_size());
+    return;
+  }
+  given_.set_data_handle(const_cast<void*>(kernel));
+  kernel_.set_data_handle(packed);
+  reorder_.execute(stream(), given_, kernel_);
+  stream().wait();
+}
+
+Convolution& find(const Problem& problem) {
+  using Order = std::list<std::pair<Problem, std::unique_ptr<Convolution>>>;
+  thread_local Order order;  // the one used last comes first
+  thread_local std::unordered_map<Problem, Order::iterator, ProblemHash> places;
+  if (auto place = places.find(problem); place != places.end()) {
+    order.splice(order.begin(), order, place->second);
+  } else {
+    auto made = std::make_unique<Convolution>(problem);
+    if (order.size() >= kPrimitives) {
+      places.erase(order.back().first);
+      order.pop_back();
+    }
+    order.emplace_front(problem, std::move(made));
+    places.emplace(problem, order.begin());
+  }
+  return *order.front().second;
+}
+
+std::byte* scratch(size_t bytes) {
+  struct Free {
+    void operator()(std::byte* memory) const { std::free(memory); }
+  };
+  thread_local std::unique_ptr<std::byte, Free> memory;
+  thread_local size_t size = 0;
+  if (bytes > size || size > kKeptScratch) {
+    memory.reset();
+    size = 0;
+    void* fresh = nullptr;
+    if (posix_memalign(&fresh, 64, bytes ? bytes : 64)) throw std::bad_alloc();
+    memory.reset(static_cast<std::byte*>(fresh));
+    size = bytes;
+  }
+  return memory.get();
+}
+
+}  // namespace cnnjax
