@@ -30,7 +30,7 @@ clean:
 # The compiled convolutions, where they can be built; without them everything runs through XLA.
 NATIVE := $(wildcard native/*.* native/src/* native/cnnjax_onednn/*.py)
 $(VENV)/.onednn: $(NATIVE) constraints.txt | $(VENV)/.installed
-	if [ "$$(uname -sm)" = 'Linux x86_64' ] && command -v $(CXX) >/dev/null; then \
+	@if [ "$$(uname -sm)" = 'Linux x86_64' ] && command -v $(CXX) >/dev/null; then \
 	  $(BIN)/python -m pip install --quiet --constraint constraints.txt setuptools \
 	    onednn-cpu-gomp onednn-devel-cpu-gomp && \
 	  $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation ./native; \

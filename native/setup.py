@@ -19,8 +19,8 @@ setup(
   ext_modules=[
     Extension(
       'cnnjax_onednn._kernels',
-      sources=['src/channels.cc', 'src/convolution.cc', 'src/handlers.cc'],
-      depends=['src/channels.h', 'src/convolution.h'],
+      sources=sorted(str(path) for path in pathlib.Path('src').glob('*.cc')),
+      depends=sorted(str(path) for path in pathlib.Path('src').glob('*.h')),
       include_dirs=[
         str(pathlib.Path(jaxlib.__file__).parent / 'include'),
         _folder('onednn-devel-cpu-gomp', 'oneapi/dnnl/dnnl.hpp'),
