@@ -6,7 +6,6 @@ don't fit at the end are dropped (floor). With `ceil_mode` they are kept, cut of
 they would start in the padding there: PyTorch's rule.
 """
 
-import functools
 import math
 from typing import Any
 
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from cnnjax import ops
 from cnnjax.errors import UserError
 from cnnjax.layers.geometry import Padding, Pads, Pair, pair, sides
 
@@ -31,8 +31,7 @@ def max_pool(
   """Maximum of each window; the padding is -inf, so it never wins.
 
   Where a window holds several maxima the first in row-major order takes the gradient, as in
-  PyTorch. Small windows are a fold over strided slices: the gradient of `reduce_window`
-  (select-and-scatter) is several times slower on every platform.
+  PyTorch.
 
   Args:
     x: floating point [N, H, W, C].
@@ -45,30 +44,7 @@ def max_pool(
     [N, H', W', C], H' = (H + padding - window) // stride + 1, or that rounded up.
   """
   window, strides, _, pads = _geometry(x, window, strides, padding, ceil_mode)
-  if window[0] * window[1] > 9:
-    dims = ((1, *window, 1), (1, *strides, 1), ((0, 0), *pads, (0, 0)))
-    return lax.reduce_window(x, -jnp.inf, lax.max, *dims)
-  if any(sum(pad) for pad in pads):
-    x = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=-jnp.inf)
-  n, h, w, c = x.shape
-  last = [(size - k) // s * s for size, k, s in zip((h, w), window, strides, strict=True)]
-  # Rows first: half as deep as one fold over all slices, and several times faster at stride 1.
-  rows = [
-    functools.reduce(
-      _larger,
-      [
-        lax.slice(x, (0, i, j, 0), (n, i + last[0] + 1, j + last[1] + 1, c), (1, *strides, 1))
-        for j in range(window[1])
-      ],
-    )
-    for i in range(window[0])
-  ]
-  return functools.reduce(_larger, rows)
-
-
-def _larger(a: jax.Array, b: jax.Array) -> jax.Array:
-  """The maximum; `>=` keeps the first of equals, `a != a` lets NaN through from either side."""
-  return jnp.where((a >= b) | (a != a), a, b)
+  return ops.max_pool(x, window, strides, pads)
 
 
 def avg_pool(

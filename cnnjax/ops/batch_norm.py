@@ -76,14 +76,14 @@ def _batch_norm_jvp(epsilon, axis_name, primals, tangents):
   count = total(x.size // x.shape[-1])
   inverse = lax.rsqrt(variance + epsilon)
   factor = scale * inverse
-  sums = total(bind(channel_sums_p, dx, x, mean)) / count
-  constant = dbias - factor * sums[0]
-  slope = inverse * dscale - factor * jnp.square(inverse) * sums[1]
-  dy = _lift(factor, x) * dx + bind(channel_expand_p, jnp.stack([constant, slope]), x, mean)
-  return (y, mean, variance), (dy, sums[0], 2 * sums[1])
+  sum_dx, sum_product = (total(s) / count for s in bind(channel_sums_p, dx, x, mean))
+  constant = dbias - factor * sum_dx
+  slope = inverse * dscale - factor * jnp.square(inverse) * sum_product
+  dy = _lift(factor, x) * dx + bind(channel_expand_p, constant, slope, x, mean)
+  return (y, mean, variance), (dy, sum_dx, 2 * sum_product)
 
 
-def _over_devices(moments: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
+def _over_devices(moments: Any, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
   mean, variance = moments
   if axis_name is None:
     return mean, variance
@@ -92,19 +92,19 @@ def _over_devices(moments: jax.Array, axis_name: str | None) -> tuple[jax.Array,
   return overall, lax.pmean(variance + jnp.square(mean - overall), axis_name)
 
 
-def _channel_moments(x: jax.Array) -> jax.Array:
+def _channel_moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
   axes = tuple(range(x.ndim - 1))
   mean = x.mean(axes)
-  return jnp.stack([mean, jnp.square(x - _lift(mean, x)).mean(axes)])
+  return mean, jnp.square(x - _lift(mean, x)).mean(axes)
 
 
-def _channel_sums(v: jax.Array, x: jax.Array, mean: jax.Array) -> jax.Array:
+def _channel_sums(v: jax.Array, x: jax.Array, mean: jax.Array) -> tuple[jax.Array, jax.Array]:
   axes = tuple(range(x.ndim - 1))
-  return jnp.stack([v.sum(axes), (v * (x - _lift(mean, x))).sum(axes)])
+  return v.sum(axes), (v * (x - _lift(mean, x))).sum(axes)
 
 
-def _channel_expand(c: jax.Array, x: jax.Array, mean: jax.Array) -> jax.Array:
-  return _lift(c[0], x) + _lift(c[1], x) * (x - _lift(mean, x))
+def _channel_expand(a: jax.Array, b: jax.Array, x: jax.Array, mean: jax.Array) -> jax.Array:
+  return _lift(a, x) + _lift(b, x) * (x - _lift(mean, x))
 
 
 def _native(name: str) -> Any:
@@ -116,14 +116,17 @@ def _native(name: str) -> Any:
   return rule
 
 
-channel_moments_p = define('channel_moments', _channel_moments, _native('channel_moments'))
-channel_sums_p = define('channel_sums', _channel_sums, _native('channel_sums'))
+channel_moments_p = define(
+  'channel_moments', _channel_moments, _native('channel_moments'), multiple=True
+)
+channel_sums_p = define('channel_sums', _channel_sums, _native('channel_sums'), multiple=True)
 channel_expand_p = define('channel_expand', _channel_expand)  # elementwise: XLA fuses it
 
 
 def _batch(primitive: Any, reference: Any) -> None:
   def rule(args: Any, dims: Any) -> Any:
-    return jax.vmap(reference, dims)(*args), 0
+    out = jax.vmap(reference, dims)(*args)
+    return out, (0,) * len(out) if primitive.multiple_results else 0
 
   batching.primitive_batchers[primitive] = rule
 
@@ -133,34 +136,43 @@ _batch(channel_sums_p, _channel_sums)
 _batch(channel_expand_p, _channel_expand)
 
 
-def _jvp(primitive: Any, reference: Any) -> None:
-  """Linear in the first argument; changes of the others, which only second derivatives ask for,
-  go through the plain definition."""
+def _jvp(primitive: Any, reference: Any, linear: int) -> None:
+  """Linear in the first `linear` arguments; changes of the others, which only second derivatives
+  ask for, go through the plain definition."""
 
   def rule(primals: Any, tangents: Any) -> Any:
     terms = []
-    if not isinstance(tangents[0], ad.Zero):
-      terms.append(bind(primitive, tangents[0], *primals[1:]))
-    if any(not isinstance(t, ad.Zero) for t in tangents[1:]):
-      others = tuple(ad.instantiate_zeros(t) for t in tangents[1:])
-      terms.append(jax.jvp(partial(reference, primals[0]), tuple(primals[1:]), others)[1])
-    return bind(primitive, *primals), sum(terms)
+    first, rest = primals[:linear], primals[linear:]
+    if any(not isinstance(t, ad.Zero) for t in tangents[:linear]):
+      terms.append(bind(primitive, *map(ad.instantiate_zeros, tangents[:linear]), *rest))
+    if any(not isinstance(t, ad.Zero) for t in tangents[linear:]):
+      changes = tuple(ad.instantiate_zeros(t) for t in tangents[linear:])
+      terms.append(jax.jvp(partial(reference, *first), tuple(rest), changes)[1])
+    out = (
+      jax.tree.map(lambda *ts: sum(ts), *map(tuple, terms))
+      if primitive.multiple_results
+      else sum(terms)
+    )
+    return bind(primitive, *primals), out
 
   ad.primitive_jvps[primitive] = rule
 
 
-_jvp(channel_sums_p, _channel_sums)
-_jvp(channel_expand_p, _channel_expand)
+_jvp(channel_sums_p, _channel_sums, 1)
+_jvp(channel_expand_p, _channel_expand, 2)
 ad.primitive_jvps[channel_moments_p] = lambda primals, tangents: jax.jvp(
-  _channel_moments, primals, tangents
+  _channel_moments, primals, tuple(ad.instantiate_zeros(t) for t in tangents)
 )
-ad.primitive_transposes[channel_sums_p] = lambda ct, v, x, mean: (
-  bind(channel_expand_p, ct, x, mean),
-  None,
-  None,
-)
-ad.primitive_transposes[channel_expand_p] = lambda ct, c, x, mean: (
-  bind(channel_sums_p, ct, x, mean),
-  None,
-  None,
-)
+
+
+def _transpose_sums(ct: Any, v: Any, x: jax.Array, mean: jax.Array) -> Any:
+  a, b = (ad.instantiate_zeros(c) for c in ct)
+  return bind(channel_expand_p, a, b, x, mean), None, None
+
+
+def _transpose_expand(ct: Any, a: Any, b: Any, x: jax.Array, mean: jax.Array) -> Any:
+  return *bind(channel_sums_p, ct, x, mean), None, None
+
+
+ad.primitive_transposes[channel_sums_p] = _transpose_sums
+ad.primitive_transposes[channel_expand_p] = _transpose_expand

@@ -11,28 +11,36 @@ from jax.interpreters import mlir
 
 from cnnjax.ops import plugin
 
-Reference = Callable[..., jax.Array]
 
-
-def define(name: str, reference: Reference, native: Callable[..., Any] | None = None) -> Primitive:
-  """A primitive with one result and no rules of differentiation or batching yet.
+def define(
+  name: str,
+  reference: Callable[..., Any],
+  native: Callable[..., Any] | None = None,
+  *,
+  multiple: bool = False,
+) -> Primitive:
+  """A primitive without rules of differentiation or batching yet.
 
   Args:
     name: as jaxprs show it.
-    reference: what it computes, `reference(*arrays, **params)`, in JAX.
+    reference: what it computes, `reference(*arrays, **params)`, in JAX: an array or, with
+      `multiple`, a tuple of arrays.
     native: `native(ctx, **params)` for the CPU: a lowering rule, or None where the plugin has
       nothing better. Programs for export never ask.
+    multiple: it has several results.
   """
   primitive = Primitive(name)
+  primitive.multiple_results = multiple
   primitive.def_impl(lambda *args, **params: jax.jit(partial(primitive.bind, **params))(*args))
 
   def abstract(*args: Any, **params: Any) -> Any:
     plain = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in args]
     out = jax.eval_shape(partial(reference, **params), *plain)
-    return args[0].update(shape=out.shape, dtype=out.dtype)
+    avals = [args[0].update(shape=x.shape, dtype=x.dtype) for x in jax.tree.leaves(out)]
+    return avals if multiple else avals[0]
 
   primitive.def_abstract_eval(abstract)
-  everywhere = mlir.lower_fun(reference, multiple_results=False)
+  everywhere = mlir.lower_fun(reference, multiple_results=multiple)
   mlir.register_lowering(primitive, everywhere)
 
   def on_cpu(ctx: Any, *args: Any, **params: Any) -> Any:
@@ -45,7 +53,7 @@ def define(name: str, reference: Reference, native: Callable[..., Any] | None = 
   return primitive
 
 
-def bind(primitive: Primitive, *arrays: jax.Array, **params: Any) -> jax.Array:
+def bind(primitive: Primitive, *arrays: jax.Array, **params: Any) -> Any:
   """`primitive.bind`; inside `shard_map`, arrays that are equal on all devices are made to vary as
   the others do, as JAX's own operations have it."""
   axes = [jax.typeof(x).manual_axis_type.varying for x in arrays]

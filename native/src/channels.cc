@@ -4,9 +4,7 @@
 #include <utility>
 #include <vector>
 
-// Each function below is compiled for these and chosen when the library is loaded.
-#define CNNJAX_CLONES \
-  __attribute__((target_clones("arch=skylake-avx512", "arch=haswell", "default")))
+#include "clones.h"
 
 namespace cnnjax {
 namespace {
@@ -81,7 +79,8 @@ void add(Moments& sums, double count, const Value* mean, const Value* squares) {
 
 }  // namespace
 
-void moments(const float* x, int64_t rows, int64_t channels, int threads, float* result) {
+void moments(const float* x, int64_t rows, int64_t channels, int threads, float* mean,
+             float* variance) {
   auto width = static_cast<size_t>(channels);
   Moments zero;
   zero.mean.assign(width, 0.0);
@@ -102,13 +101,13 @@ void moments(const float* x, int64_t rows, int64_t channels, int threads, float*
   };
   Moments all = reduce(rows, block_rows(channels), threads, zero, block, merge);
   for (size_t i = 0; i < width; ++i) {
-    result[i] = static_cast<float>(all.mean[i]);
-    result[width + i] = static_cast<float>(all.squares[i] / all.count);
+    mean[i] = static_cast<float>(all.mean[i]);
+    variance[i] = static_cast<float>(all.squares[i] / all.count);
   }
 }
 
 void sums(const float* v, const float* x, const float* mean, int64_t rows, int64_t channels,
-          int threads, float* result) {
+          int threads, float* values, float* products) {
   struct Sums {
     std::vector<double> all;    // both sums
     std::vector<float> block;
@@ -125,7 +124,10 @@ void sums(const float* v, const float* x, const float* mean, int64_t rows, int64
     for (size_t i = 0; i < sums.all.size(); ++i) sums.all[i] += other.all[i];
   };
   Sums total = reduce(rows, block_rows(channels), threads, zero, block, merge);
-  for (size_t i = 0; i < 2 * width; ++i) result[i] = static_cast<float>(total.all[i]);
+  for (size_t i = 0; i < width; ++i) {
+    values[i] = static_cast<float>(total.all[i]);
+    products[i] = static_cast<float>(total.all[width + i]);
+  }
 }
 
 }  // namespace cnnjax

@@ -6,12 +6,13 @@
 
 namespace cnnjax {
 
-// Mean and biased variance of each channel of x [rows, channels], to [2, channels]. The variance is
-// taken from centred values: block by block, while a block is in the cache.
-void moments(const float* x, int64_t rows, int64_t channels, int threads, float* result);
+// Mean and biased variance of each channel of x [rows, channels]. The variance is taken from centred
+// values: block by block, while a block is in the cache.
+void moments(const float* x, int64_t rows, int64_t channels, int threads, float* mean,
+             float* variance);
 
-// Sums over rows of v and of v * (x - mean), to [2, channels].
+// Sums over rows of v and of v * (x - mean), of each channel.
 void sums(const float* v, const float* x, const float* mean, int64_t rows, int64_t channels,
-          int threads, float* result);
+          int threads, float* values, float* products);
 
 }  // namespace cnnjax

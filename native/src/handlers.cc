@@ -6,6 +6,7 @@
 #include "call.h"
 #include "channels.h"
 #include "convolution.h"
+#include "pooling.h"
 
 namespace cnnjax {
 namespace {
@@ -54,29 +55,72 @@ int64_t rows(const ffi::Buffer<ffi::F32>& x) {
   return static_cast<int64_t>(x.element_count()) / x.dimensions().back();
 }
 
-ffi::Error channel_moments(ffi::Buffer<ffi::F32> x, ffi::Result<ffi::Buffer<ffi::F32>> result,
+using Floats = ffi::Buffer<ffi::F32>;
+
+ffi::Error channel_moments(Floats x, ffi::Result<Floats> mean, ffi::Result<Floats> variance,
                            int64_t threads) {
   if (x.dimensions().size() == 0 || x.element_count() == 0) return invalid("no values to average");
   int64_t channels = x.dimensions().back();
-  if (static_cast<int64_t>(result->element_count()) != 2 * channels)
-    return invalid("moments are [2, channels]");
+  for (const Floats& result : {*mean, *variance})
+    if (static_cast<int64_t>(result.element_count()) != channels)
+      return invalid("mean and variance are [channels]");
   return guarded(threads, [&] {
-    moments(x.typed_data(), rows(x), channels, static_cast<int>(threads), result->typed_data());
+    moments(x.typed_data(), rows(x), channels, static_cast<int>(threads), mean->typed_data(),
+            variance->typed_data());
   });
 }
 
-ffi::Error channel_sums(ffi::Buffer<ffi::F32> v, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> mean,
-                        ffi::Result<ffi::Buffer<ffi::F32>> result,
-                           int64_t threads) {
+ffi::Error channel_sums(Floats v, Floats x, Floats mean, ffi::Result<Floats> values,
+                        ffi::Result<Floats> products, int64_t threads) {
   if (x.dimensions().size() == 0 || x.element_count() == 0) return invalid("no values to add");
   int64_t channels = x.dimensions().back();
-  if (v.element_count() != x.element_count() || v.dimensions().back() != channels ||
-      static_cast<int64_t>(mean.element_count()) != channels ||
-      static_cast<int64_t>(result->element_count()) != 2 * channels)
-    return invalid("the shapes of values, images, mean and sums don't fit together");
+  if (v.element_count() != x.element_count() || v.dimensions().back() != channels)
+    return invalid("values and images have different shapes");
+  for (const Floats& vector : {mean, *values, *products})
+    if (static_cast<int64_t>(vector.element_count()) != channels)
+      return invalid("mean and sums are [channels]");
   return guarded(threads, [&] {
-    sums(v.typed_data(), x.typed_data(), mean.typed_data(), rows(x), channels, threads,
-         result->typed_data());
+    sums(v.typed_data(), x.typed_data(), mean.typed_data(), rows(x), channels,
+         static_cast<int>(threads), values->typed_data(), products->typed_data());
+  });
+}
+
+// The geometry of a pooling; padding holds (top, left), the rest follows from the shapes.
+ffi::Error describe(const Floats& x, const Floats& y, Integers window, Integers strides,
+                    Integers padding, Pool& pool) {
+  auto in = x.dimensions(), out = y.dimensions();
+  if (in.size() != 4 || out.size() != 4 || window.size() != 2 || strides.size() != 2 ||
+      padding.size() != 2 || in[0] != out[0] || in[3] != out[3])
+    return invalid("expected images of rank 4, as many after pooling as before");
+  pool = {in[0],     in[1],     in[2],      in[3],      out[1],     out[2],
+          window[0], window[1], strides[0], strides[1], padding[0], padding[1]};
+  for (int axis = 0; axis < 2; ++axis) {
+    int64_t last = (out[axis + 1] - 1) * strides[axis] - padding[axis];  // window's first pixel
+    if (strides[axis] < 1 || padding[axis] < 0 || padding[axis] >= window[axis] || last >= in[axis + 1])
+      return invalid("a pooling window lies outside of its image");
+  }
+  return ffi::Error::Success();
+}
+
+ffi::Error pool(Floats x, ffi::Result<Floats> y, Integers window, Integers strides,
+                Integers padding, int64_t threads) {
+  Pool geometry;
+  auto error = describe(x, *y, window, strides, padding, geometry);
+  if (error.failure()) return error;
+  return guarded(threads, [&] {
+    max_pool(geometry, x.typed_data(), static_cast<int>(threads), y->typed_data());
+  });
+}
+
+ffi::Error pool_gradient(Floats dy, Floats x, ffi::Result<Floats> dx, Integers window,
+                         Integers strides, Integers padding, int64_t threads) {
+  Pool geometry;
+  auto error = describe(x, dy, window, strides, padding, geometry);
+  if (error.failure()) return error;
+  if (dx->element_count() != x.element_count()) return invalid("a gradient is as its images");
+  return guarded(threads, [&] {
+    max_pool_gradient(geometry, x.typed_data(), dy.typed_data(), static_cast<int>(threads),
+                      dx->typed_data());
   });
 }
 
@@ -112,15 +156,34 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(cnnjax_onednn_weight_gradient, weight_gradient,
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     cnnjax_onednn_channel_moments, channel_moments,
-    ffi::Ffi::Bind().Arg<ffi::Buffer<ffi::F32>>().Ret<ffi::Buffer<ffi::F32>>()
-                                  .Attr<int64_t>("threads"));
+    ffi::Ffi::Bind().Arg<Floats>().Ret<Floats>().Ret<Floats>().Attr<int64_t>("threads"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(cnnjax_onednn_channel_sums, channel_sums,
                               ffi::Ffi::Bind()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Ret<ffi::Buffer<ffi::F32>>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Ret<Floats>()
+                                  .Ret<Floats>()
+                                  .Attr<int64_t>("threads"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(cnnjax_onednn_max_pool, pool,
+                              ffi::Ffi::Bind()
+                                  .Arg<Floats>()
+                                  .Ret<Floats>()
+                                  .Attr<Integers>("window")
+                                  .Attr<Integers>("strides")
+                                  .Attr<Integers>("padding")
+                                  .Attr<int64_t>("threads"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(cnnjax_onednn_max_pool_gradient, pool_gradient,
+                              ffi::Ffi::Bind()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Ret<Floats>()
+                                  .Attr<Integers>("window")
+                                  .Attr<Integers>("strides")
+                                  .Attr<Integers>("padding")
                                   .Attr<int64_t>("threads"));
 
 // The implementation for a problem (an array of the fields of Problem), written to `name`; returns
