@@ -47,7 +47,8 @@ def run(main: Callable[[], None]) -> None:
     main: the command; it reads absl flags defined in its module.
   """
   absl_logging.set_verbosity(absl_logging.ERROR)  # libraries' chatter
-  logging.basicConfig(format='%(message)s', stream=sys.stderr)  # our own warnings, a line each
+  logging.basicConfig(format='%(message)s', stream=sys.stderr)  # our own messages, a line each
+  logging.getLogger('cnnjax').setLevel(logging.INFO)
   argv = sys.argv
   if any(a in ('--help', '-h', '--helpshort', '--helpfull', '-helpfull') for a in argv[1:]):
     app.define_help_flags()

@@ -23,6 +23,7 @@ def default() -> Config:
   c.steps = placeholder(int)  # ... or, when given, the exact number of steps
   c.batch_size = 64  # examples per step over all devices; -1: the whole training set (plain GD)
   c.dtype = 'float32'  # what is computed in; parameters are float32 always
+  c.ops = 'auto'  # convolutions on the CPU: auto (oneDNN where cnnjax-onednn is), onednn, xla
   c.compilation_cache = True  # compiled programs are kept per user between runs
 
   # The name and, beside it, any field of that model, e.g. c.model.features = (32, 64).
@@ -73,6 +74,7 @@ def default() -> Config:
 
   c.log_every = 50  # steps
   c.eval_every = placeholder(int)  # steps; None: once an epoch. The last step is always evaluated.
+  c.eval_mirror = False  # predict by the mean of the logits of an image and of its mirror image
 
   c.checkpoint = ConfigDict()
   c.checkpoint.every = placeholder(int)  # steps; None: at each evaluation
@@ -109,6 +111,7 @@ def _kind(config: Config, path: str) -> type:
 _CHOICES = {
   'task': ('classification',),
   'dtype': ('float32', 'bfloat16', 'float16'),
+  'ops': ('auto', 'xla', 'onednn'),
   'data.resize': ('resize', 'center_crop', 'random_resized_crop'),
   'checkpoint.best_metric': ('accuracy', 'top5_accuracy'),
   'parallel.strategy': ('pmap', 'shard_map'),

@@ -8,6 +8,7 @@ The same command with the same workdir resumes where it stopped.
 
 import json
 import os
+import sys
 
 from absl import flags
 from ml_collections import config_flags
@@ -62,5 +63,17 @@ def _use_compilation_cache() -> None:
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
 
 
+def _use_huge_pages() -> None:
+  """Starts this command again with its memory in huge pages.
+
+  XLA and oneDNN touch gigabytes of activations at every step, and on the CPU pages of 4 KiB for
+  them take a fifth of its time. glibc reads this when a process starts, and only then.
+  """
+  if sys.platform == 'linux' and 'GLIBC_TUNABLES' not in os.environ:
+    os.environ['GLIBC_TUNABLES'] = 'glibc.malloc.hugetlb=1'
+    os.execv(sys.executable, sys.orig_argv)
+
+
 if __name__ == '__main__':
+  _use_huge_pages()
   cli.run(main)

@@ -2,15 +2,17 @@
 
 import functools
 import importlib
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 
 from cnnjax.errors import UserError
+
+_LOGGER = logging.getLogger(__name__)
 
 CHOICES = ('auto', 'xla', 'onednn')
 
@@ -41,12 +43,11 @@ def load() -> Any:
     plugin = importlib.import_module('cnnjax_onednn')
     plugin.load()
   except ImportError:
-    logging.info('Convolutions on the CPU: XLA; cnnjax-onednn, which is faster, is not installed')
+    _LOGGER.info('convolutions on the CPU run through XLA: cnnjax-onednn is not installed')
     return None
   except (OSError, AttributeError) as error:
-    logging.warning('Convolutions on the CPU: XLA; cnnjax-onednn does not load: %s', error)
+    _LOGGER.warning('convolutions on the CPU run through XLA: cnnjax-onednn: %s', error)
     return None
-  logging.info('Convolutions on the CPU: oneDNN')
   return plugin
 
 

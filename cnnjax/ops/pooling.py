@@ -23,8 +23,8 @@ _MOST = 9  # taps of a window that slices are folded over
 class Pool(NamedTuple):
   """Windows over the two spatial axes; `pads` are ((top, bottom), (left, right))."""
 
-  window: tuple[int, int]
-  strides: tuple[int, int]
+  window: tuple[int, ...]
+  strides: tuple[int, ...]
   pads: tuple[tuple[int, int], tuple[int, int]]
 
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import optax
 
-from cnnjax import errors, models
+from cnnjax import errors, models, ops
 from cnnjax.config import Config
 from cnnjax.data import augment, pipeline, prefetch, preprocess, sources
 from cnnjax.layers import norm
@@ -99,6 +99,7 @@ def create(config: Config, directory: str) -> Experiment:
     norm.synchronise(model, devices.axis_name),
     loss=config.loss.name,
     label_smoothing=config.loss.label_smoothing,
+    mirror=config.eval_mirror,
   )
 
   limit = config.data.resident_megabytes * 2**20
@@ -119,7 +120,8 @@ def create(config: Config, directory: str) -> Experiment:
   def init() -> State:
     shape = _image_shape(config, train)
     batch = {'image': np.zeros((1, *shape), np.float32)}
-    state = jax.jit(lambda k: state_lib.init(k, task, optimizer, batch))(init_key)
+    with ops.using(config.ops):
+      state = jax.jit(lambda k: state_lib.init(k, task, optimizer, batch))(init_key)
     if not config.init_from:
       return state
     classes = len(train.class_names)
@@ -137,11 +139,21 @@ def create(config: Config, directory: str) -> Experiment:
     devices=devices,
     description=description,
     init=init,
-    train_step=feed.compile(train_step, feed.train_data, True),
-    eval_step=feed.compile(eval_step, feed.test_data, False),
+    train_step=feed.compile(_under(config.ops, train_step), feed.train_data, True),
+    eval_step=feed.compile(_under(config.ops, eval_step), feed.test_data, False),
     train_batches=feed.train_batches,
     test_batches=feed.test_batches,
   )
+
+
+def _under(choice: str, step: Callable[..., Any]) -> Callable[..., Any]:
+  """The step, traced under a choice of `cnnjax.ops.using`."""
+
+  def chosen(*args: Any) -> Any:
+    with ops.using(choice):
+      return step(*args)
+
+  return chosen
 
 
 def _source(config: Config, split: str) -> sources.Source:

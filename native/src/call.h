@@ -55,6 +55,8 @@ inline ffi::Error describe(Kind kind, const ffi::AnyBuffer& images, Integers ker
   for (int64_t size : {p.n, p.h, p.w, p.c, p.out_h, p.out_w, p.out_c, p.kernel_h, p.kernel_w,
                        p.stride_h, p.stride_w, p.dilation_h, p.dilation_w, p.groups})
     if (size < 1) return invalid("sizes, strides, dilation and groups must be positive");
+  for (int64_t pad : {p.top, p.bottom, p.left, p.right})
+    if (pad < 0) return invalid("padding must not be negative");
   if (y[0] != p.n || p.c % p.groups || p.out_c % p.groups || kernel[2] != p.c / p.groups ||
       kernel[3] != p.out_c ||
       p.out_h != extent(p.h, p.top, p.bottom, p.kernel_h, p.dilation_h, p.stride_h) ||

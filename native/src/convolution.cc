@@ -3,6 +3,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <list>
+#include <mutex>
 #include <new>
 #include <unordered_map>
 #include <utility>
@@ -24,10 +25,51 @@ dnnl::engine& engine() {
   return *engine;
 }
 
-dnnl::stream& stream() {
-  thread_local dnnl::stream stream(engine());
-  return stream;
+// What one thread at a time works with.
+struct Workspace {
+  using Order = std::list<std::pair<Problem, std::unique_ptr<Convolution>>>;
+
+  dnnl::stream stream{engine()};
+  Order order;  // primitives, the one used last first
+  std::unordered_map<Problem, Order::iterator, ProblemHash> places;
+  std::byte* memory = nullptr;
+  size_t size = 0;
+};
+
+// Workspaces outlive their threads and go to the next that starts: they are as many as threads ever
+// ran at a time, and nothing of oneDNN is destroyed while the process ends.
+struct Idle {
+  std::mutex mutex;
+  std::vector<Workspace*> workspaces;
+};
+
+Idle& idle() {
+  static auto* idle = new Idle;
+  return *idle;
 }
+
+Workspace& workspace() {
+  struct Lease {
+    Workspace* mine = nullptr;
+    Lease() {
+      std::lock_guard lock(idle().mutex);
+      if (idle().workspaces.empty()) {
+        mine = new Workspace;
+      } else {
+        mine = idle().workspaces.back();
+        idle().workspaces.pop_back();
+      }
+    }
+    ~Lease() {
+      std::lock_guard lock(idle().mutex);
+      idle().workspaces.push_back(mine);
+    }
+  };
+  thread_local Lease lease;
+  return *lease.mine;
+}
+
+dnnl::stream& stream() { return workspace().stream; }
 
 // [kernel_h, kernel_w, c / groups, out_c] seen as oneDNN's (groups,) out, in, height, width.
 memory::desc kernel_desc(const Problem& p, memory::data_type type) {
@@ -191,9 +233,7 @@ void Convolution::pack(const void* kernel, void* packed) {
 }
 
 Convolution& find(const Problem& problem) {
-  using Order = std::list<std::pair<Problem, std::unique_ptr<Convolution>>>;
-  thread_local Order order;  // the one used last comes first
-  thread_local std::unordered_map<Problem, Order::iterator, ProblemHash> places;
+  auto& [stream, order, places, memory, size] = workspace();
   if (auto place = places.find(problem); place != places.end()) {
     order.splice(order.begin(), order, place->second);
   } else {
@@ -209,20 +249,17 @@ Convolution& find(const Problem& problem) {
 }
 
 std::byte* scratch(size_t bytes) {
-  struct Free {
-    void operator()(std::byte* memory) const { std::free(memory); }
-  };
-  thread_local std::unique_ptr<std::byte, Free> memory;
-  thread_local size_t size = 0;
+  auto& [stream, order, places, memory, size] = workspace();
   if (bytes > size || size > kKeptScratch) {
-    memory.reset();
+    std::free(memory);
+    memory = nullptr;
     size = 0;
     void* fresh = nullptr;
     if (posix_memalign(&fresh, 64, bytes ? bytes : 64)) throw std::bad_alloc();
-    memory.reset(static_cast<std::byte*>(fresh));
+    memory = static_cast<std::byte*>(fresh);
     size = bytes;
   }
-  return memory.get();
+  return memory;
 }
 
 }  // namespace cnnjax
