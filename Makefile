@@ -4,13 +4,22 @@ VENV ?= .venv
 WORKDIR ?= runs/digits-lenet5
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test sanitize lint format bench clean
 
 demo: $(VENV)/.installed $(VENV)/.onednn
 	$(BIN)/python -m cnnjax.main --config=experiments/digits/lenet5.py --workdir=$(WORKDIR)
 
 test: $(VENV)/.installed-test $(VENV)/.onednn
 	$(BIN)/python -m pytest -n 2
+
+# The compiled part under the address and undefined-behaviour sanitizers.
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g
+sanitize: $(VENV)/.installed-test $(VENV)/.onednn
+	CFLAGS='$(SANITIZE)' LDFLAGS='$(SANITIZE)' $(BIN)/python -m pip install --quiet --upgrade \
+	  --no-deps --no-build-isolation --target $(VENV)/sanitized ./native
+	PYTHONPATH=$(VENV)/sanitized ASAN_OPTIONS=detect_leaks=0 \
+	  LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+	  $(BIN)/python -m pytest -p no:cacheprovider -n 0 tests/ops
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check

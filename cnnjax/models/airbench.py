@@ -35,16 +35,23 @@ def _partial_identity(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.flo
 
 
 class Stem(nn.Module):
-  """The whitening convolution: 2 * size² outputs per channel of the image, and the activation."""
+  """The whitening convolution: 2 * size² outputs per channel of the image, and the activation.
+
+  With `norm` it is a layer as any other: normalised, and without a bias of its own.
+  """
 
   size: int
+  strides: int
+  padding: int
   conv: Factory
+  norm: Factory | None
   act: Activation
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    options = {'padding': 'VALID', 'use_bias': True, 'name': 'conv'}
-    return self.act(self.conv(2 * self.size**2 * x.shape[-1], self.size, **options)(x))
+    options = {'strides': self.strides, 'padding': self.padding, 'use_bias': self.norm is None}
+    x = self.conv(2 * self.size**2 * x.shape[-1], self.size, **options, name='conv')(x)
+    return self.act(x if self.norm is None else self.norm(name='norm')(x))
 
 
 class Stage(nn.Module):
@@ -86,6 +93,9 @@ class AirBench(nn.Module):
     features: output channels of each stage; each halves the image.
     convs: convolutions in each stage.
     whitening_size: height and width of the whitening kernel.
+    stem_strides: of the whitening convolution; 2 makes all that follows four times as cheap.
+    stem_padding: of the whitening convolution, pixels on each side.
+    stem_norm: normalise what it gives, as the other convolutions' outputs.
     scale: of the logits.
     dtype: compute type; parameters, statistics and logits are float32.
     conv: convolution factory; see `cnnjax.layers.conv`.
@@ -97,6 +107,9 @@ class AirBench(nn.Module):
   features: Sequence[int] = (64, 256, 256)
   convs: int = 2
   whitening_size: int = 2
+  stem_strides: int = 1
+  stem_padding: int = 0
+  stem_norm: bool = False
   scale: float = 1 / 9
   dtype: Any = jnp.float32
   conv: Factory = conv
@@ -105,13 +118,18 @@ class AirBench(nn.Module):
 
   @nn.compact
   def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-    check_images(images, model=self, smallest=2 ** len(self.features) + self.whitening_size - 1)
+    check_images(images, model=self, smallest=self._smallest())
     conv = partial(self.conv, dtype=self.dtype)
     norm = bind(self.norm, train=train, dtype=self.dtype)
-    x = Stem(self.whitening_size, conv, self.act, name='stem')(images)
+    window = (self.whitening_size, self.stem_strides, self.stem_padding)
+    x = Stem(*window, conv, norm if self.stem_norm else None, self.act, name='stem')(images)
     for i, features in enumerate(self.features, 1):
       x = Stage(features, self.convs, conv, norm, self.act, name=f'stage{i}')(x)
     return Head(self.num_classes, self.scale, name='head')(x)
+
+  def _smallest(self) -> int:
+    steps = self.stem_strides * (2 ** len(self.features) - 1)
+    return steps + self.whitening_size - 2 * self.stem_padding
 
 
 def whiten(

@@ -59,7 +59,7 @@ def threads() -> int:
   return max(1, load().cores() // jax.local_device_count('cpu'))
 
 
-def convolution(
+def problem(
   kind: str,
   images: Sequence[int],
   kernel: Sequence[int],
@@ -67,25 +67,34 @@ def convolution(
   window: Any,
   dtype: Any,
   *,
-  bias: bool = False,
   activation: int = 0,
   residual: bool = False,
-) -> int | None:
-  """The bytes of the kernel as oneDNN orders it; None where it has only naive loops.
+) -> tuple[int, ...]:
+  """A convolution as the plugin describes it: the fields of `Problem` in convolution.h.
 
   Args:
     kind: 'forward', 'input_gradient', 'weight_gradient' or 'inference'.
     images, kernel, outputs: shapes.
     window: `cnnjax.ops.convolution.Window`.
     dtype: float32 or bfloat16.
-    bias, activation, residual: what 'inference' adds; see `Activation` in convolution.h.
+    activation, residual: what 'inference' has beside its bias; see `Activation` in convolution.h.
   """
   (top, bottom), (left, right) = window.padding
   sizes = (*images, *outputs[1:], *kernel[:2])
   places = (*window.strides, top, bottom, left, right, *window.dilation, window.groups)
-  options = (int(dtype == jnp.bfloat16), int(bias), activation, int(residual), threads())
-  found = load().query((load().KINDS.index(kind), *sizes, *places, *options))
+  options = (int(dtype == jnp.bfloat16), int(kind == 'inference'), activation, int(residual))
+  return (load().KINDS.index(kind), *sizes, *places, *options, threads())
+
+
+def packed_bytes(problem: tuple[int, ...]) -> int | None:
+  """The bytes of the kernel as oneDNN orders it; None where it has only naive loops."""
+  found = load().query(problem)
   return None if found is None or 'ref' in found[0] else found[1]
+
+
+def convolution(*described: Any) -> int | None:
+  """`packed_bytes` of the `problem` with these arguments."""
+  return packed_bytes(problem(*described))
 
 
 def window_attributes(window: Any) -> dict[str, Any]:

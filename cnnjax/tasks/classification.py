@@ -17,7 +17,11 @@ ACTIVATIONS = {'softmax_cross_entropy': jax.nn.softmax, 'sigmoid_cross_entropy':
 
 
 def classification(
-  model: nn.Module, *, loss: str = 'softmax_cross_entropy', label_smoothing: float = 0.0
+  model: nn.Module,
+  *,
+  loss: str = 'softmax_cross_entropy',
+  label_smoothing: float = 0.0,
+  mirror: bool = False,
 ) -> Task:
   """The task of classifying images with a model.
 
@@ -25,6 +29,7 @@ def classification(
     model: images to logits `[N, C]`.
     loss: one of LOSSES.
     label_smoothing: in [0, 1); used in the training loss alone, never in metrics.
+    mirror: predict by the mean of the logits of an image and of its mirror image, left and right.
 
   Returns:
     A Task; its sums and summary are those of `training.metrics`.
@@ -47,8 +52,11 @@ def classification(
     return {name: variables[name] for name in ('params', 'batch_stats') if name in variables}
 
   def predict(variables: Variables, batch: Batch) -> Array:
-    logits = model.apply(variables, batch['image'], train=False)
-    return cast(Array, logits)
+    images = batch['image']
+    logits = cast(Array, model.apply(variables, images, train=False))
+    if mirror:
+      logits = (logits + cast(Array, model.apply(variables, images[:, :, ::-1], train=False))) / 2
+    return logits
 
   def forward(variables: Variables, batch: Batch, key: Array | None) -> Outputs:
     rngs = None if key is None else {'dropout': key}

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 KINDS = ('forward', 'input_gradient', 'weight_gradient', 'inference')
-TARGETS = (*KINDS[:3], 'channel_moments', 'channel_sums', 'max_pool', 'max_pool_gradient')
+TARGETS = (*KINDS, 'pack', 'channel_moments', 'channel_sums', 'max_pool', 'max_pool_gradient')
 
 
 @functools.cache

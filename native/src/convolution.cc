@@ -103,6 +103,8 @@ dnnl::primitive_attr attributes(const Problem& p) {
       ops.append_eltwise(algorithm::eltwise_hardswish, 1.0f / 6.0f, 0.5f);
       break;
     case Activation::kGelu: ops.append_eltwise(algorithm::eltwise_gelu_erf, 0.0f, 0.0f); break;
+    case Activation::kTanh: ops.append_eltwise(algorithm::eltwise_tanh, 0.0f, 0.0f); break;
+    case Activation::kLogistic: ops.append_eltwise(algorithm::eltwise_logistic, 0.0f, 0.0f); break;
   }
   attr.set_post_ops(ops);
   return attr;

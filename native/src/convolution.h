@@ -14,7 +14,7 @@
 namespace cnnjax {
 
 enum class Kind : int64_t { kForward, kInputGradient, kWeightGradient, kInference };
-enum class Activation : int64_t { kNone, kRelu, kRelu6, kSwish, kHardSwish, kGelu };
+enum class Activation : int64_t { kNone, kRelu, kRelu6, kSwish, kHardSwish, kGelu, kTanh, kLogistic };
 
 // What a primitive is made for: two equal ones may share it. All sizes are in elements.
 // Images are [n, h, w, c] and [n, out_h, out_w, out_c], kernels [kernel_h, kernel_w, c / groups,

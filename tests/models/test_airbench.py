@@ -9,6 +9,7 @@ import pytest
 
 from cnnjax import models
 from cnnjax.errors import UserError
+from cnnjax.layers.norm import BatchNorm
 from cnnjax.models.airbench import _partial_identity, whiten
 
 KEY = jax.random.key(0)
@@ -55,3 +56,32 @@ def test_sizes_and_scale():
   assert 'scale' not in variables['params']['stage1']['norm1']
   larger = model.clone(scale=1.0).apply(variables, images)
   np.testing.assert_allclose(model.apply(variables, images), larger / 9, rtol=1e-5)
+
+
+def test_stem_may_stride_pad_and_normalise():
+  options = {'whitening_size': 4, 'stem_strides': 2}
+  coarse = models.create('airbench', features=(4, 4), **options)
+  sizes = lambda side: {
+    name: x.shape[1:3]
+    for name, x in jax.eval_shape(
+      lambda x: models.features(coarse, coarse.init(KEY, x), x), jnp.ones((1, side, side, 1))
+    ).items()
+    if name in ('stem', 'stage1', 'stage2')
+  }
+  assert sizes(28) == {'stem': (13, 13), 'stage1': (6, 6), 'stage2': (3, 3)}
+  assert sizes(10) == {'stem': (4, 4), 'stage1': (2, 2), 'stage2': (1, 1)}
+  with pytest.raises(UserError, match=r'9x9.*10x10'):
+    sizes(9)
+  coarse = coarse.clone(stem_padding=1, stem_norm=True)
+  assert sizes(28) == {'stem': (14, 14), 'stage1': (7, 7), 'stage2': (3, 3)}
+  with pytest.raises(UserError, match=r'7x7.*8x8'):
+    sizes(7)
+  x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 8, 8, 1)), jnp.float32)
+  variables = coarse.init(KEY, x)
+  assert set(variables['params']['stem']['conv']) == {'kernel'}
+  assert set(variables['params']['stem']['norm']) == {'bias'}
+  stem = lambda act: models.features(
+    coarse.clone(act=act, norm=partial(BatchNorm, use_scale=False, use_running_average=False)),
+    variables, x, ['stem'],
+  )['stem']  # fmt: skip
+  np.testing.assert_allclose(stem(lambda x: x).var((0, 1, 2)), 1.0, rtol=1e-3)

@@ -52,6 +52,20 @@ def test_init_gives_parameters_and_statistics_alone(norm):
   assert isinstance(task, Task)
 
 
+def test_mirrored_prediction_is_the_mean_over_both_views():
+  task, plain = classification(Net(norm=True), mirror=True), classification(Net(norm=True))
+  variables = task.init(KEY, BATCH)
+  views = [{'image': x} for x in (BATCH['image'], BATCH['image'][:, :, ::-1])]
+  mean = sum(np.asarray(plain.predict(variables, view), np.float64) for view in views) / 2
+  first, second = (task.predict(variables, view) for view in views)
+  np.testing.assert_allclose(first, mean, rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(first, second, rtol=1e-5, atol=1e-6)
+  assert np.abs(mean - plain.predict(variables, views[0])).max() > 1e-3
+  # Training sees the images as they are.
+  losses, _ = task.loss(variables, BATCH, key=KEY, train=True)
+  np.testing.assert_array_equal(losses, plain.loss(variables, BATCH, key=KEY, train=True)[0])
+
+
 def test_loss_is_the_cross_entropy_of_the_prediction():
   task = classification(Net())
   variables = task.init(KEY, BATCH)
