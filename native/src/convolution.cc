@@ -8,6 +8,8 @@
 #include <unordered_map>
 #include <utility>
 
+#include "winograd.h"
+
 namespace cnnjax {
 namespace {
 
@@ -110,17 +112,29 @@ dnnl::primitive_attr attributes(const Problem& p) {
   return attr;
 }
 
-}  // namespace
+// A oneDNN primitive with its memory.
+class Primitive : public Convolution {
+ public:
+  explicit Primitive(const Problem& problem);
+  void operator()(const Arrays& arrays, std::byte* scratch) override;
+  void pack(const void* kernel, void* packed) override;
+  size_t scratch_bytes() const override { return kernel_bytes_ + primitive_bytes_; }
+  size_t packed_bytes() const override { return ours_.get_size(); }
+  std::string implementation() const override { return implementation_; }
 
-size_t ProblemHash::operator()(const Problem& problem) const {
-  std::array<int64_t, sizeof(Problem) / sizeof(int64_t)> values;
-  std::memcpy(values.data(), &problem, sizeof(Problem));
-  size_t hash = 14695981039346656037u;  // FNV-1a, over words
-  for (int64_t value : values) hash = (hash ^ static_cast<size_t>(value)) * 1099511628211u;
-  return hash ^ (hash >> 32);
-}
+ private:
+  memory::desc theirs_, ours_;  // the kernel's layout outside, and in the primitive
+  bool reordered_;
+  size_t kernel_bytes_ = 0, primitive_bytes_ = 0;
+  std::string implementation_;
+  Kind kind_;
+  bool residual_;
+  dnnl::primitive primitive_;
+  dnnl::reorder reorder_;
+  memory images_, kernel_, given_, outputs_, bias_, scratchpad_;
+};
 
-Convolution::Convolution(const Problem& p)
+Primitive::Primitive(const Problem& p)
     : kind_(static_cast<Kind>(p.kind)), residual_(p.residual != 0) {
   using tag = memory::format_tag;
   auto type = p.bfloat16 ? memory::data_type::bf16 : memory::data_type::f32;
@@ -181,7 +195,7 @@ Convolution::Convolution(const Problem& p)
                                               : dnnl::reorder(given_, kernel_);
 }
 
-void Convolution::operator()(const Arrays& arrays, std::byte* scratch) {
+void Primitive::operator()(const Arrays& arrays, std::byte* scratch) {
   images_.set_data_handle(arrays.images);
   outputs_.set_data_handle(arrays.outputs);
   scratchpad_.set_data_handle(scratch + kernel_bytes_);
@@ -223,7 +237,7 @@ void Convolution::operator()(const Arrays& arrays, std::byte* scratch) {
   stream().wait();
 }
 
-void Convolution::pack(const void* kernel, void* packed) {
+void Primitive::pack(const void* kernel, void* packed) {
   if (!reordered_) {
     std::memcpy(packed, kernel, ours_.get_size());
     return;
@@ -234,12 +248,27 @@ void Convolution::pack(const void* kernel, void* packed) {
   stream().wait();
 }
 
+}  // namespace
+
+size_t ProblemHash::operator()(const Problem& problem) const {
+  std::array<int64_t, sizeof(Problem) / sizeof(int64_t)> values;
+  std::memcpy(values.data(), &problem, sizeof(Problem));
+  size_t hash = 14695981039346656037u;  // FNV-1a, over words
+  for (int64_t value : values) hash = (hash ^ static_cast<size_t>(value)) * 1099511628211u;
+  return hash ^ (hash >> 32);
+}
+
+std::unique_ptr<Convolution> make(const Problem& p) {
+  if (auto ours = winograd(p)) return ours;
+  return std::make_unique<Primitive>(p);
+}
+
 Convolution& find(const Problem& problem) {
   auto& [stream, order, places, memory, size] = workspace();
   if (auto place = places.find(problem); place != places.end()) {
     order.splice(order.begin(), order, place->second);
   } else {
-    auto made = std::make_unique<Convolution>(problem);
+    auto made = make(problem);
     if (order.size() >= kPrimitives) {
       places.erase(order.back().first);
       order.pop_back();

@@ -39,34 +39,26 @@ struct Arrays {
   void* residual;  // as outputs, added before the activation; kInference alone
 };
 
+// A problem's implementation, for one call at a time.
 class Convolution {
  public:
-  // Throws dnnl::error where oneDNN has nothing for the problem.
-  explicit Convolution(const Problem& problem);
+  virtual ~Convolution() = default;
 
   // Runs it. `scratch` has `scratch_bytes()` and is aligned to 64.
-  void operator()(const Arrays& arrays, std::byte* scratch);
+  virtual void operator()(const Arrays& arrays, std::byte* scratch) = 0;
 
   // Orders a kernel as kInference wants it; `packed` has `packed_bytes()`.
-  void pack(const void* kernel, void* packed);
+  virtual void pack(const void* kernel, void* packed) = 0;
 
-  size_t scratch_bytes() const { return kernel_bytes_ + primitive_bytes_; }
-  size_t packed_bytes() const { return ours_.get_size(); }
+  virtual size_t scratch_bytes() const = 0;
+  virtual size_t packed_bytes() const = 0;
 
-  // oneDNN's name of the implementation; "ref" in it means naive loops.
-  const std::string& implementation() const { return implementation_; }
-
- private:
-  dnnl::memory::desc theirs_, ours_;  // the kernel's layout outside, and in the primitive
-  bool reordered_;
-  size_t kernel_bytes_ = 0, primitive_bytes_ = 0;
-  std::string implementation_;
-  Kind kind_;
-  bool residual_;
-  dnnl::primitive primitive_;
-  dnnl::reorder reorder_;
-  dnnl::memory images_, kernel_, given_, outputs_, bias_, scratchpad_;
+  // Its name; "ref" in it means naive loops.
+  virtual std::string implementation() const = 0;
 };
+
+// The fastest implementation for a problem. Throws dnnl::error where there is none.
+std::unique_ptr<Convolution> make(const Problem& problem);
 
 // The calling thread's primitive for a problem, made on first use. Valid until the next call.
 Convolution& find(const Problem& problem);

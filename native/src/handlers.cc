@@ -194,9 +194,9 @@ extern "C" int64_t cnnjax_onednn_query(const int64_t* fields, int64_t count, cha
   if (static_cast<size_t>(count) * sizeof(int64_t) != sizeof(problem)) return -1;
   std::memcpy(&problem, fields, sizeof(problem));
   omp_set_num_threads(static_cast<int>(problem.threads));
-  const Convolution convolution(problem);
-  std::snprintf(name, static_cast<size_t>(length), "%s", convolution.implementation().c_str());
-  return static_cast<int64_t>(convolution.packed_bytes());
+  auto convolution = make(problem);
+  std::snprintf(name, static_cast<size_t>(length), "%s", convolution->implementation().c_str());
+  return static_cast<int64_t>(convolution->packed_bytes());
 } catch (const std::exception&) {
   return -1;
 }

@@ -1,0 +1,101 @@
+"""The plugin's own 3 x 3 convolutions, compared with XLA's in float64."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cnnjax import ops
+from cnnjax.ops import plugin
+from cnnjax.ops.convolution import Window
+
+pytestmark = pytest.mark.skipif(plugin.load() is None, reason='cnnjax-onednn is not installed')
+
+SAME = ((1, 1), (1, 1))
+# Images [N, H, W, C], output channels, padding. Odd sizes have tiles that reach beyond the border;
+# 80 and 144 channels end in part of a panel and of a chunk; 96 and 160 are several chunks.
+CASES = [
+  ((12, 8, 8, 16), 16, SAME),
+  ((20, 7, 5, 16), 48, SAME),
+  ((7, 9, 12, 80), 144, SAME),
+  ((5, 13, 11, 160), 96, SAME),
+  ((3, 18, 17, 32), 32, ((0, 0), (0, 0))),
+  ((3, 16, 17, 32), 16, ((2, 2), (2, 2))),
+  ((3, 16, 17, 32), 16, ((0, 1), (2, 0))),
+  ((200, 2, 1, 16), 16, SAME),
+]
+
+
+def implementation(kind, images, features, padding):
+  size = [s + sum(p) - 2 for s, p in zip(images[1:3], padding, strict=True)]
+  shapes = images, (3, 3, images[-1], features), (images[0], *size, features)
+  window = Window((1, 1), padding, (1, 1), 1)
+  return plugin.load().query(plugin.problem(kind, *shapes, window, jnp.float32))[0]
+
+
+def outputs_and_gradients(conv, x, w, dy, padding):
+  options = {'window_strides': (1, 1), 'padding': padding}
+  options['dimension_numbers'] = ('NHWC', 'HWIO', 'NHWC')
+  y, transpose = jax.vjp(lambda x, w: conv(x, w, **options), x, w)
+  return y, *transpose(dy)
+
+
+def errors(images, features, padding, seed=0):
+  """The largest errors of outputs and gradients, relative to the largest value."""
+  rng = np.random.default_rng(seed)
+  x, w = rng.standard_normal(images), rng.standard_normal((3, 3, images[-1], features))
+  size = [s + sum(p) - 2 for s, p in zip(images[1:3], padding, strict=True)]
+  arrays = x, w, rng.standard_normal((images[0], *size, features))
+  with jax.enable_x64(True):
+    exact = jax.jit(
+      lambda *a: outputs_and_gradients(jax.lax.conv_general_dilated, *a, padding),
+    )(*(jnp.asarray(a, jnp.float64) for a in arrays))
+  ours = jax.jit(lambda *a: outputs_and_gradients(ops.conv_general_dilated, *a, padding))(
+    *(jnp.asarray(a, jnp.float32) for a in arrays)
+  )
+  pairs = zip(ours, map(np.asarray, exact), strict=True)
+  return [float(np.abs(a - b).max() / np.abs(b).max()) for a, b in pairs]
+
+
+@pytest.mark.parametrize('threads', [1, 3])
+@pytest.mark.parametrize('case', CASES, ids=str)
+def test_equals_float64(case, threads, monkeypatch):
+  monkeypatch.setattr(plugin, 'threads', lambda: threads)
+  for kind in ('forward', 'input_gradient', 'weight_gradient', 'inference'):
+    assert implementation(kind, *case) == 'winograd'
+  assert max(errors(*case)) < 3e-6
+
+
+def test_a_sum_over_many_tiles_is_as_exact():
+  assert max(errors((64, 64, 64, 16), 16, SAME)) < 3e-6
+
+
+def test_few_tiles_and_other_channels_are_onednns():
+  assert implementation('forward', (8, 7, 7, 64), 64, SAME) != 'winograd'
+  assert implementation('forward', (64, 8, 8, 20), 64, SAME) != 'winograd'
+
+
+def test_not_a_number_stays():
+  x = np.ones((64, 8, 8, 16), np.float32)
+  x[3, 4, 4, 5] = np.nan
+  w = np.ones((3, 3, 16, 16), np.float32)
+  y = ops.conv_general_dilated(x, w, (1, 1), SAME, dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+  assert np.isnan(y[3, 3:6, 3:6]).all()
+  assert np.isfinite(np.delete(y, 3, 0)).all()
+
+
+def test_narrower_vectors():
+  """As on processors without AVX-512, whose vectors hold 8 floats: 24 channels fit them alone."""
+  program = """if True:
+    from tests.ops.test_winograd import SAME, errors, implementation
+    case = (20, 7, 9, 24), 40, SAME
+    print(implementation('forward', *case), max(errors(*case)) < 3e-6)
+  """
+  environment = {**os.environ, 'ONEDNN_MAX_CPU_ISA': 'AVX2'}
+  command = [sys.executable, '-c', program]
+  result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+  assert result.stdout == 'winograd True\n', result.stderr
