@@ -37,7 +37,7 @@ clean:
 	rm -rf $(VENV)
 
 # The compiled convolutions, where they can be built; without them everything runs through XLA.
-NATIVE := $(wildcard native/*.* native/src/* native/cnnjax_onednn/*.py)
+NATIVE := $(wildcard native/*.* native/src/* native/memory/* native/cnnjax_onednn/*.py)
 $(VENV)/.onednn: $(NATIVE) constraints.txt | $(VENV)/.installed
 	@if [ "$$(uname -sm)" = 'Linux x86_64' ] && command -v $(CXX) >/dev/null; then \
 	  $(BIN)/python -m pip install --quiet --constraint constraints.txt setuptools \

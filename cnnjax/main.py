@@ -13,7 +13,7 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
-from cnnjax import cli, errors
+from cnnjax import cli, errors, memory
 from cnnjax import config as config_lib
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -63,17 +63,13 @@ def _use_compilation_cache() -> None:
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
 
 
-def _use_huge_pages() -> None:
-  """Starts this command again with its memory in huge pages.
-
-  XLA and oneDNN touch gigabytes of activations at every step, and on the CPU pages of 4 KiB for
-  them take a fifth of its time. glibc reads this when a process starts, and only then.
-  """
-  if sys.platform == 'linux' and 'GLIBC_TUNABLES' not in os.environ:
-    os.environ['GLIBC_TUNABLES'] = 'glibc.malloc.hugetlb=1'
+def _start_again() -> None:
+  """Starts this command again if its memory isn't managed as it should be."""
+  if variables := memory.environment():
+    os.environ |= variables
     os.execv(sys.executable, sys.orig_argv)
 
 
 if __name__ == '__main__':
-  _use_huge_pages()
+  _start_again()
   cli.run(main)

@@ -29,6 +29,11 @@ setup(
       libraries=['dnnl'],
       extra_compile_args=['-std=c++20', '-O3', '-fopenmp', '-Wall', '-Wno-unused-parameter'],
       extra_link_args=['-fopenmp'],
-    )
+    ),
+    Extension(
+      'cnnjax_onednn._memory',
+      sources=['memory/retain.cc'],
+      extra_compile_args=['-std=c++20', '-O2', '-Wall'],
+    ),
   ]
 )
