@@ -1,4 +1,5 @@
 // Functions with loops over channels are compiled for these, and chosen when the library is loaded.
+// By features: a processor's name, as in "arch=haswell", means that one maker's.
 
 #pragma once
 
@@ -6,5 +7,5 @@
 #define CNNJAX_CLONES
 #else
 #define CNNJAX_CLONES \
-  __attribute__((target_clones("arch=skylake-avx512", "arch=haswell", "default")))
+  __attribute__((target_clones("avx512f", "avx2", "default")))
 #endif

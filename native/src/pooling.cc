@@ -69,11 +69,15 @@ void max_pool_gradient(const Pool& p, const float* x, const float* dy, int threa
     std::vector<float> best(static_cast<size_t>(channels));
     std::vector<int32_t> where(static_cast<size_t>(channels));
     auto pixel = [&](int64_t i, int64_t j) { return ((image * p.h + i) * p.w + j) * p.c + first; };
-    for (int64_t i = 0; i < p.h; ++i)
-      for (int64_t j = 0; j < p.w; ++j) std::fill_n(dx + pixel(i, j), channels, 0.0f);
+    int64_t cleared = 0;  // rows; each just before it is first added to, while it is in the cache
+    auto clear = [&](int64_t last) {
+      for (; cleared < last; ++cleared)
+        for (int64_t j = 0; j < p.w; ++j) std::fill_n(dx + pixel(cleared, j), channels, 0.0f);
+    };
     for (int64_t row = 0; row < p.out_h; ++row) {
       int64_t top = row * p.stride_h - p.top;
       Range rows = taps(top, p.window_h, p.h);
+      clear(top + rows.last);
       for (int64_t column = 0; column < p.out_w; ++column) {
         int64_t left = column * p.stride_w - p.left;
         Range columns = taps(left, p.window_w, p.w);
@@ -98,6 +102,7 @@ void max_pool_gradient(const Pool& p, const float* x, const float* dy, int threa
         });
       }
     }
+    clear(p.h);
   }
 }
 

@@ -1,4 +1,4 @@
-"""The plugin's own 3 x 3 convolutions, compared with XLA's in float64."""
+"""The plugin's own convolutions, compared with XLA's in float64."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ from cnnjax.ops.convolution import Window
 
 pytestmark = pytest.mark.skipif(plugin.load() is None, reason='cnnjax-onednn is not installed')
 
-SAME = ((1, 1), (1, 1))
+SAME, NONE = ((1, 1), (1, 1)), ((0, 0), (0, 0))
 # Images [N, H, W, C], output channels, padding. Odd sizes have tiles that reach beyond the border;
 # 80 and 144 channels end in part of a panel and of a chunk; 96 and 160 are several chunks.
 CASES = [
@@ -23,16 +23,21 @@ CASES = [
   ((20, 7, 5, 16), 48, SAME),
   ((7, 9, 12, 80), 144, SAME),
   ((5, 13, 11, 160), 96, SAME),
-  ((3, 18, 17, 32), 32, ((0, 0), (0, 0))),
+  ((3, 18, 17, 32), 32, NONE),
   ((3, 16, 17, 32), 16, ((2, 2), (2, 2))),
   ((3, 16, 17, 32), 16, ((0, 1), (2, 0))),
   ((200, 2, 1, 16), 16, SAME),
 ]
 
 
-def implementation(kind, images, features, padding):
-  size = [s + sum(p) - 2 for s, p in zip(images[1:3], padding, strict=True)]
-  shapes = images, (3, 3, images[-1], features), (images[0], *size, features)
+def shapes_of(images, features, padding, taps):
+  """Shapes of images, kernel and outputs."""
+  size = [s + sum(p) - taps + 1 for s, p in zip(images[1:3], padding, strict=True)]
+  return images, (taps, taps, images[-1], features), (images[0], *size, features)
+
+
+def implementation(kind, images, features, padding, taps=3):
+  shapes = shapes_of(images, features, padding, taps)
   window = Window((1, 1), padding, (1, 1), 1)
   return plugin.load().query(plugin.problem(kind, *shapes, window, jnp.float32))[0]
 
@@ -44,12 +49,10 @@ def outputs_and_gradients(conv, x, w, dy, padding):
   return y, *transpose(dy)
 
 
-def errors(images, features, padding, seed=0):
+def errors(images, features, padding, taps=3):
   """The largest errors of outputs and gradients, relative to the largest value."""
-  rng = np.random.default_rng(seed)
-  x, w = rng.standard_normal(images), rng.standard_normal((3, 3, images[-1], features))
-  size = [s + sum(p) - 2 for s, p in zip(images[1:3], padding, strict=True)]
-  arrays = x, w, rng.standard_normal((images[0], *size, features))
+  rng = np.random.default_rng(0)
+  arrays = [rng.standard_normal(s) for s in shapes_of(images, features, padding, taps)]
   with jax.enable_x64(True):
     exact = jax.jit(
       lambda *a: outputs_and_gradients(jax.lax.conv_general_dilated, *a, padding),
@@ -63,7 +66,7 @@ def errors(images, features, padding, seed=0):
 
 @pytest.mark.parametrize('threads', [1, 3])
 @pytest.mark.parametrize('case', CASES, ids=str)
-def test_equals_float64(case, threads, monkeypatch):
+def test_winograd(case, threads, monkeypatch):
   monkeypatch.setattr(plugin, 'threads', lambda: threads)
   for kind in ('forward', 'input_gradient', 'weight_gradient', 'inference'):
     assert implementation(kind, *case) == 'winograd'
@@ -79,6 +82,17 @@ def test_few_tiles_and_other_channels_are_onednns():
   assert implementation('forward', (64, 8, 8, 20), 64, SAME) != 'winograd'
 
 
+# Rows of 64 and 128 channels would share the cache's sets; 48 end in part of a panel, and 4,113
+# pixels in part of a block.
+@pytest.mark.parametrize('threads', [1, 3])
+@pytest.mark.parametrize('channels', [(64, 128), (24, 48), (8, 16), (136, 32)], ids=str)
+def test_gradient_of_pointwise_kernels(channels, threads, monkeypatch):
+  monkeypatch.setattr(plugin, 'threads', lambda: threads)
+  case = (3, 3, 457, channels[0]), channels[1], NONE, 1
+  assert implementation('weight_gradient', *case) == 'pointwise'
+  assert max(errors(*case)) < 3e-6
+
+
 def test_not_a_number_stays():
   x = np.ones((64, 8, 8, 16), np.float32)
   x[3, 4, 4, 5] = np.nan
@@ -91,7 +105,7 @@ def test_not_a_number_stays():
 def test_narrower_vectors():
   """As on processors without AVX-512, whose vectors hold 8 floats: 24 channels fit them alone."""
   program = """if True:
-    from tests.ops.test_winograd import SAME, errors, implementation
+    from tests.ops.test_native import SAME, errors, implementation
     case = (20, 7, 9, 24), 40, SAME
     print(implementation('forward', *case), max(errors(*case)) < 3e-6)
   """
