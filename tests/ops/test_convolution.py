@@ -269,6 +269,7 @@ def test_many_threads_and_shapes():
   assert not wrong
 
 
+@needs_plugin
 @pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
 def test_more_shapes_than_are_kept():
   """Every call makes anew what the one before dropped: memory stays, from eight threads too."""
