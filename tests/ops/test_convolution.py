@@ -287,7 +287,7 @@ def test_more_shapes_than_are_kept():
     pages = int(pathlib.Path('/proc/self/statm').read_text().split()[1])
     resident.append(pages * resource.getpagesize() / 2**20)
   assert not wrong
-  assert resident[-1] - resident[0] < 32  # MiB
+  assert resident[-1] - resident[0] < 64  # MiB; 20 in the caches of threads
 
 
 def test_calls_outside_of_jit_compile_once(small, caplog):
