@@ -3,6 +3,7 @@
 import functools
 import importlib
 import logging
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from cnnjax.errors import UserError
 _LOGGER = logging.getLogger(__name__)
 
 CHOICES = ('auto', 'xla', 'onednn')
+_WORTH_A_THREAD = 4_000_000  # products, some 40 us: less than that takes less time than waking one
 
 # `with using('xla'):` and functions traced within leave all to XLA; 'onednn' insists on the plugin.
 # jit knows of it: a function is traced anew under another choice.
@@ -83,7 +85,11 @@ def problem(
   sizes = (*images, *outputs[1:], *kernel[:2])
   places = (*window.strides, top, bottom, left, right, *window.dilation, window.groups)
   options = (int(dtype == jnp.bfloat16), int(kind == 'inference'), activation, int(residual))
-  return (load().KINDS.index(kind), *sizes, *places, *options, threads())
+  count = threads()
+  if kind == 'inference':
+    products = math.prod(outputs) * math.prod(kernel[:3])
+    count = max(1, min(count, products // _WORTH_A_THREAD))
+  return (load().KINDS.index(kind), *sizes, *places, *options, count)
 
 
 def packed_bytes(problem: tuple[int, ...]) -> int | None:

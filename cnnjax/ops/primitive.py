@@ -1,7 +1,7 @@
 """JAX primitives that are XLA operations everywhere, and a call of the plugin on the CPU."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -31,7 +31,17 @@ def define(
   """
   primitive = Primitive(name)
   primitive.multiple_results = multiple
-  primitive.def_impl(lambda *args, **params: jax.jit(partial(primitive.bind, **params))(*args))
+
+  # Outside of jit: one program for each function here, so that of many shapes the oldest is freed.
+  @lru_cache(maxsize=256)
+  def compiled(avals: Any, **params: Any) -> Callable[..., Any]:
+    del avals
+    return jax.jit(partial(primitive.bind, **params))
+
+  def apply(*args: Any, **params: Any) -> Any:
+    return compiled(tuple(map(jax.typeof, args)), **params)(*args)
+
+  primitive.def_impl(apply)
 
   def abstract(*args: Any, **params: Any) -> Any:
     plain = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in args]

@@ -116,12 +116,16 @@ def create(config: Config, directory: str) -> Experiment:
 
   key = jax.random.key(config.seed)
   init_key, step_key = jax.random.split(key)
+  # It runs once: what more of LLVM's optimisation would gain, it takes longer to find.
+  cpu = devices.devices[0].platform == 'cpu'
+  quick: Any = {'xla_backend_optimization_level': 1} if cpu else None
 
   def init() -> State:
     shape = _image_shape(config, train)
     batch = {'image': np.zeros((1, *shape), np.float32)}
+    start = jax.jit(lambda k: state_lib.init(k, task, optimizer, batch), compiler_options=quick)
     with ops.using(config.ops):
-      state = jax.jit(lambda k: state_lib.init(k, task, optimizer, batch))(init_key)
+      state = start(init_key)
     if not config.init_from:
       return state
     classes = len(train.class_names)

@@ -1,10 +1,13 @@
-"""Our models compute what PyTorch's public definitions do, from the same weights."""
+"""Our models compute what PyTorch's public definitions do, from the same weights.
+
+By XLA alone here; by oneDNN, where it is installed, in test_cases.py.
+"""
 
 import jax
 import numpy as np
 import pytest
 
-from cnnjax import models, pretrained
+from cnnjax import models, ops, pretrained
 from tests.models import golden
 
 
@@ -12,5 +15,6 @@ from tests.models import golden
 def test_logits_equal_pytorchs(name):
   state, images, logits = golden.load(name)
   variables = pretrained.from_torch(name, state)
-  ours = jax.jit(models.create(name).apply)(variables, images)
+  with ops.using('xla'):
+    ours = jax.jit(models.create(name).apply)(variables, images)
   assert np.abs(ours - logits).max() <= 1e-4 * np.abs(logits).max()

@@ -1,5 +1,8 @@
 """Every case is compared with XLA's convolution in float64, derivatives included."""
 
+import pathlib
+import resource
+import sys
 import threading
 
 import jax
@@ -228,26 +231,74 @@ def test_pmap(small):
   close(gradient, reference(exact, x, w))
 
 
-def test_many_threads_and_shapes():
-  """Eight threads, shapes that change with every call: right results from all."""
-  wrong = []
-
-  def work(thread):
-    rng = np.random.default_rng(thread)
-    for i in range(40):
-      n, size, channels, features = rng.integers(1, 9, 4)
-      x = rng.standard_normal((n, size, size, channels)).astype(np.float32)
-      w = rng.standard_normal((1, 1, channels, features)).astype(np.float32)
-      y = ops.conv_general_dilated(x, w, (1, 1), 'VALID', dimension_numbers=NUMBERS)
-      if np.abs(y - x @ w[0, 0]).max() > 1e-5 * np.abs(y).max():
-        wrong.append((thread, i))
-
+def in_threads(work):
+  """Eight threads, each with its number."""
   threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
   for thread in threads:
     thread.start()
   for thread in threads:
     thread.join()
+
+
+def draw_1x1(rng):
+  n, size, channels, features = rng.integers(1, 9, 4)
+  x = rng.standard_normal((n, size, size, channels)).astype(np.float32)
+  return x, rng.standard_normal((1, 1, channels, features)).astype(np.float32)
+
+
+def convolve_1x1(x, w):
+  return ops.conv_general_dilated(x, w, (1, 1), 'VALID', dimension_numbers=NUMBERS)
+
+
+def right_1x1(x, w, y):
+  return np.abs(y - x @ w[0, 0]).max() <= 1e-5 * np.abs(y).max()
+
+
+def test_many_threads_and_shapes():
+  """Shapes that change with every call: right results in all threads."""
+  wrong = []
+
+  def work(thread):
+    rng = np.random.default_rng(thread)
+    for i in range(12):
+      x, w = draw_1x1(rng)
+      if not right_1x1(x, w, convolve_1x1(x, w)):
+        wrong.append((thread, i))
+
+  in_threads(work)
   assert not wrong
+
+
+@needs_plugin
+@pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
+def test_more_shapes_than_are_kept():
+  """Every call makes anew what the one before dropped: memory stays, from eight threads too."""
+  rng = np.random.default_rng(0)
+  arrays = [draw_1x1(rng) for _ in range(400)]
+  run, wrong, resident = jax.jit(lambda arrays: [convolve_1x1(*pair) for pair in arrays]), [], []
+
+  def work(thread):
+    for (x, w), y in zip(arrays, run(arrays), strict=True):
+      if not right_1x1(x, w, y):
+        wrong.append((thread, x.shape, w.shape))
+
+  for _ in range(4):
+    in_threads(work)
+    pages = int(pathlib.Path('/proc/self/statm').read_text().split()[1])
+    resident.append(pages * resource.getpagesize() / 2**20)
+  assert not wrong
+  assert resident[-1] - resident[0] < 64  # MiB; 20 in the caches of threads
+
+
+def test_calls_outside_of_jit_compile_once(small, caplog):
+  x, w = jnp.asarray(small[0][:, 1:]), jnp.asarray(small[1])  # a shape that no other test has
+  with jax.log_compiles():
+    first = ops.conv_general_dilated(x, w, **OPTIONS)
+    assert 'Compiling' in caplog.text
+    caplog.clear()
+    again = ops.conv_general_dilated(x, w, **OPTIONS)
+    assert not caplog.records
+  np.testing.assert_array_equal(first, again)
 
 
 @needs_plugin
