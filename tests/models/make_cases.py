@@ -28,49 +28,51 @@ FOLDER = pathlib.Path(__file__).parent / 'cases'
 
 # Sizes that are odd, not square and no multiple of any stride; more for nets that need it.
 TINY, SMALL, LARGE = (21, 15), (97, 113), (139, 151)
-# Model: size, and whether it trains too. Trained are the smallest of each kind of block.
+# To train: the last maps have more than one pixel still.
+TRAIN, TRAIN_LARGE = (65, 81), (107, 123)
+# Model: size, and the size to train at, if it does. Trained are the smallest of each kind of block.
 MODELS = {
-  'alexnet': (SMALL, True),
-  'vgg11': (SMALL, False),
-  'vgg11_bn': (SMALL, True),
-  'googlenet': (SMALL, True),
-  'inception_v3': (LARGE, True),
-  'xception': (SMALL, False),
-  'xception41': (SMALL, False),
-  'resnet18': (SMALL, True),
-  'resnet50': (SMALL, True),
-  'resnet50d': (SMALL, False),
-  'resnext50_32x4d': (SMALL, False),
-  'wide_resnet50_2': (SMALL, False),
-  'seresnet50': (SMALL, False),
-  'ecaresnet50d': (SMALL, False),
-  'resnet50_v1': (SMALL, False),
-  'resnetblur50': (SMALL, False),
-  'resnetv2_50': (SMALL, False),
-  'nf_resnet50': (SMALL, True),
-  'cifar_resnet20': (TINY, True),
-  'cifar_resnet110_v2': (TINY, False),
-  'wrn_40_4': (TINY, False),
-  'densenet121': (SMALL, True),
-  'squeezenet1_0': (SMALL, False),
-  'squeezenet1_1': (SMALL, True),
-  'mobilenetv1_100': (SMALL, True),
-  'mobilenet_v2': (SMALL, True),
-  'mobilenet_v3_small': (SMALL, True),
-  'mobilenet_v3_large': (SMALL, False),
-  'mobilenetv4_conv_small': (SMALL, True),
-  'mnasnet0_5': (SMALL, False),
-  'mnasnet1_0': (SMALL, True),
-  'shufflenet_v2_x0_5': (SMALL, True),
-  'ghostnet_100': (SMALL, True),
-  'efficientnet_b0': (SMALL, True),
-  'efficientnet_b3': (SMALL, False),
-  'tf_efficientnet_lite0': (SMALL, True),
-  'regnet_x_400mf': (SMALL, False),
-  'regnet_y_400mf': (SMALL, True),
-  'repvgg_a0': (SMALL, True),
-  'convnext_tiny': (SMALL, True),
-  'convnextv2_atto': (SMALL, True),
+  'alexnet': (SMALL, SMALL),
+  'vgg11': (SMALL, None),
+  'vgg11_bn': (SMALL, TRAIN),
+  'googlenet': (SMALL, TRAIN),
+  'inception_v3': (LARGE, TRAIN_LARGE),
+  'xception': (SMALL, None),
+  'xception41': (SMALL, None),
+  'resnet18': (SMALL, TRAIN),
+  'resnet50': (SMALL, TRAIN),
+  'resnet50d': (SMALL, None),
+  'resnext50_32x4d': (SMALL, None),
+  'wide_resnet50_2': (SMALL, None),
+  'seresnet50': (SMALL, None),
+  'ecaresnet50d': (SMALL, None),
+  'resnet50_v1': (SMALL, None),
+  'resnetblur50': (SMALL, None),
+  'resnetv2_50': (SMALL, None),
+  'nf_resnet50': (SMALL, TRAIN),
+  'cifar_resnet20': (TINY, TINY),
+  'cifar_resnet110_v2': (TINY, None),
+  'wrn_40_4': (TINY, None),
+  'densenet121': (SMALL, TRAIN),
+  'squeezenet1_0': (SMALL, None),
+  'squeezenet1_1': (SMALL, TRAIN),
+  'mobilenetv1_100': (SMALL, TRAIN),
+  'mobilenet_v2': (SMALL, TRAIN),
+  'mobilenet_v3_small': (SMALL, TRAIN),
+  'mobilenet_v3_large': (SMALL, None),
+  'mobilenetv4_conv_small': (SMALL, TRAIN),
+  'mnasnet0_5': (SMALL, None),
+  'mnasnet1_0': (SMALL, TRAIN),
+  'shufflenet_v2_x0_5': (SMALL, TRAIN),
+  'ghostnet_100': (SMALL, TRAIN),
+  'efficientnet_b0': (SMALL, TRAIN),
+  'efficientnet_b3': (SMALL, None),
+  'tf_efficientnet_lite0': (SMALL, TRAIN),
+  'regnet_x_400mf': (SMALL, None),
+  'regnet_y_400mf': (SMALL, TRAIN),
+  'repvgg_a0': (SMALL, TRAIN),
+  'convnext_tiny': (SMALL, TRAIN),
+  'convnextv2_atto': (SMALL, TRAIN),
 }
 
 
@@ -93,7 +95,7 @@ def _build(torch, name):
   return timm.create_model(name), f'timm {timm.__version__}'
 
 
-def _make(torch, name, size, trains):
+def _make(torch, name, size, train_size):
   module, source = _build(torch, name)
   module.double()
   filled = {}
@@ -112,8 +114,8 @@ def _make(torch, name, size, trains):
     'logits': logits.astype(np.float32),
     'source': np.array(source),
   }
-  if trains:
-    shape = (4, *size, 3)
+  if train_size:
+    shape = (3, *train_size, 3)
     module.train()
     for part in module.modules():
       if any(word in type(part).__name__ for word in ('Drop', 'StochasticDepth')):
@@ -144,7 +146,7 @@ def main():
   keep = _declare_torchvision_ops(torch)
   FOLDER.mkdir(exist_ok=True)
   for name in sys.argv[1:] or MODELS:
-    _make(torch, name, *MODELS.get(name, (SMALL, False)))
+    _make(torch, name, *MODELS.get(name, (SMALL, None)))
   del keep
 
 

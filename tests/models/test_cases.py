@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from cnnjax import models, pretrained
-from tests.models import golden
+from tests.models import golden, quick
 
 FOLDER = golden.FOLDER.parent / 'cases'
 NAMES = sorted(path.stem for path in FOLDER.glob('*.npz'))
@@ -20,9 +20,6 @@ for _name in NAMES:
   with np.load(FOLDER / f'{_name}.npz') as _file:
     if 'loss' in _file:
       TRAINED.append(_name)
-
-# Compiled once and run once: what LLVM would gain, it takes longer to find.
-QUICK = {'xla_llvm_disable_expensive_passes': True}
 
 
 def create(name):
@@ -39,7 +36,8 @@ def load(name):
 @pytest.mark.parametrize('name', NAMES)
 def test_logits_and_names(name):
   case, state, variables = load(name)
-  ours = jax.jit(create(name).apply)(variables, golden.images(case['input']))
+  apply = jax.jit(create(name).apply, compiler_options=quick.UNOPTIMISED)
+  ours = apply(variables, golden.images(case['input']))
   assert np.abs(ours - case['logits']).max() <= 1e-4 * np.abs(case['logits']).max()
 
   back = pretrained.to_torch(name, variables)
@@ -77,7 +75,7 @@ def _check_training_mode(name):
     return losses.mean(), updated.get('batch_stats', {})
 
   rest = {k: v for k, v in variables.items() if k == 'batch_stats'}
-  step = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=QUICK)
+  step = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=quick.HARDLY_OPTIMISED)
   (value, statistics), gradients = step(variables['params'], rest)
   found = pretrained.to_torch(
     name, {'params': gradients, 'batch_stats': statistics, 'torch': variables['torch']}

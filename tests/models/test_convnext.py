@@ -29,9 +29,9 @@ def test_a_fresh_network_is_its_downsampling():
   images = jnp.asarray(np.random.default_rng(0).normal(size=(1, 16, 16, 3)), jnp.float32)
   for grn in (False, True):
     model = ConvNeXt((1,), (8,), num_classes=3, grn=grn)
-    variables = model.init(KEY, images)
-    assert ('layer_scale' in variables['params']['stage1']['block1']) != grn
-    _, state = model.apply(variables, images, capture_intermediates=True)
+    run = partial(model.init_with_output, capture_intermediates=True)
+    _, state = jax.jit(run)(KEY, images)
+    assert ('layer_scale' in state['params']['stage1']['block1']) != grn
     seen = state['intermediates']
     stem, stage = seen['stem']['__call__'][0], seen['stage1']['__call__'][0]
     assert (np.abs(stage - stem).max() < 1e-5) != grn

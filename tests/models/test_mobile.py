@@ -65,20 +65,22 @@ def test_the_input_is_added_where_the_shape_stays():
     (block(strides=2), False),
     (block(features=12), False),
   ):
-    variables = jax.tree.map(jnp.zeros_like, model.init(KEY, x))
+    zeros = lambda like: jnp.zeros(like.shape)
+    variables = jax.tree.map(zeros, jax.eval_shape(model.init, KEY, x))
     y = model.apply(variables, x)
     np.testing.assert_array_equal(y, x if added else jnp.zeros_like(y))
 
 
 def test_optional_convolutions_of_a_block():
   x = jnp.ones((1, 8, 8, 8))
-  parts = lambda **options: set(block(**options).init(KEY, x)['params'])
+  parts = lambda **options: set(jax.eval_shape(block(**options).init, KEY, x)['params'])
   assert parts() == {'expand', 'depthwise', 'project'}
   assert parts(expanded=8) == {'depthwise', 'project'}
   assert parts(start=5) == {'start', 'expand', 'depthwise', 'project'}
   assert parts(start=5, kernel_size=0) == {'start', 'expand', 'project'}
   for options in ({'start': 3}, {'start': 3, 'kernel_size': 0}):  # one convolution strides
-    assert block(strides=2, **options).init_with_output(KEY, x)[0].shape == (1, 4, 4, 8)
+    y, _ = jax.eval_shape(block(strides=2, **options).init_with_output, KEY, x)
+    assert y.shape == (1, 4, 4, 8)
 
 
 def test_drop_path_drops_whole_examples():
@@ -108,8 +110,9 @@ def test_any_size_and_channels_in_bfloat16(name):
   model = models.create(name, num_classes=7, dtype='bfloat16')
   for shape in ((1, 1, 1, 3), (2, 33, 50, 1)):
     run = partial(model.init_with_output, KEY)
-    logits, variables = jax.eval_shape(run, jax.ShapeDtypeStruct(shape, jnp.float32))
+    jaxpr, (logits, variables) = jax.make_jaxpr(run, return_shape=True)(
+      jax.ShapeDtypeStruct(shape, jnp.float32)
+    )
     assert (logits.shape, logits.dtype) == ((shape[0], 7), jnp.float32)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype('float32')}
-    text = str(jax.make_jaxpr(model.apply)(variables, jax.ShapeDtypeStruct(shape, jnp.float32)))
-    assert 'bf16' in text
+    assert 'bf16' in str(jaxpr)
