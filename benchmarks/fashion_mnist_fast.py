@@ -1,12 +1,12 @@
 """Fashion-MNIST to 94 %: `experiments/fashion_mnist/fast.py` against the same recipe in PyTorch.
 
-  python benchmarks/fashion_mnist_fast.py [--seeds=0,1,2] [--mode=auto] [--torch_python=PATH]
-      [--json=FILE]
+  python benchmarks/fashion_mnist_fast.py [--seeds=0,1,2] [--epochs=N] [--mode=auto]
+      [--torch_python=PATH] [--json=FILE]
 
 Network, initialisation, augmentation, batch size, optimizer, schedule, epochs and mirrored
 evaluation are those of the config, for both. PyTorch has its images normalised in memory,
 channels-last, one thread for each physical core, and the faster of eager and compiled with the
-faster of foreach and fused SGD (`rivals/fashion_mnist_pytorch.py`), chosen by trials that don't
+faster of foreach and fused AdamW (`rivals/fashion_mnist_pytorch.py`), chosen by trials that don't
 count. Both train in processes of their own, in turn, for every seed.
 
 Reported: `seconds` of training after the first step, so without compilation, trials, reading of
@@ -37,16 +37,22 @@ CONFIG = ROOT / 'experiments/fashion_mnist/fast.py'
 ENVIRONMENT = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'CUDA_VISIBLE_DEVICES': ''}
 
 
-def read_config() -> Any:
-  """The config, whose augmentation, optimizer and schedule the PyTorch side must know."""
+def read_config(epochs: float | None) -> Any:
+  """The config, whose augmentation, optimizer and schedule the PyTorch side must know.
+
+  Args:
+    epochs: instead of the config's own, for a trial; None: those.
+  """
   from cnnjax import config
 
   module_spec = importlib.util.spec_from_file_location('fast', CONFIG)
   module = importlib.util.module_from_spec(module_spec)
   module_spec.loader.exec_module(module)
-  c = config.validate(module.get_config())
-  found = (c.augment, c.optimizer.name, c.schedule.name, c.schedule.options.get('shape'))
-  if found != ('flip_horizontal', 'nesterov', 'one_cycle', 'linear') or not c.eval_mirror:
+  c = module.get_config()
+  c.epochs = c.epochs if epochs is None else epochs
+  c = config.validate(c)
+  found = (c.model.name, c.augment, c.optimizer.name, c.schedule.name, c.eval_mirror)
+  if found != ('cnn', 'flip_horizontal', 'adamw', 'one_cycle', True):
     raise ValueError(f'{CONFIG} has changed: the PyTorch side knows nothing of {found}')
   return c
 
@@ -56,15 +62,13 @@ def recipe(c: Any) -> dict[str, Any]:
   from cnnjax import models
 
   model = models.create(**{**c.model, 'num_classes': 10})
-  fields = ('features', 'convs', 'whitening_size', 'scale')
-  fields += ('stem_strides', 'stem_padding', 'stem_norm')
+  fields = ('features', 'convs', 'dense', 'dropout')
   return {
     'model': {field: getattr(model, field) for field in fields},
     'batch_size': c.batch_size,
     'epochs': c.epochs,
     'label_smoothing': c.loss.label_smoothing,
     'learning_rate': c.optimizer.learning_rate,
-    'momentum': c.optimizer.momentum,
     'weight_decay': c.optimizer.weight_decay,
     **{k: c.schedule.options[k] for k in ('peak', 'start_factor', 'end_factor')},
   }
@@ -84,12 +88,12 @@ def write_data(c: Any, path: str) -> dict[str, list[float]]:
   return {'mean': [float(x) for x in mean], 'std': [float(x) for x in std]}
 
 
-def run_cnnjax(seed: int, directory: str) -> dict[str, Any]:
+def run_cnnjax(seed: int, epochs: float, directory: str) -> dict[str, Any]:
   """Trains in a process of its own by the command of the config's docstring."""
   workdir = pathlib.Path(directory, f'seed{seed}')
   command = [sys.executable, '-m', 'cnnjax.main', f'--config={CONFIG}', f'--workdir={workdir}']
   start = time.perf_counter()
-  run([*command, f'--config.seed={seed}'])
+  run([*command, f'--config.seed={seed}', f'--config.epochs={epochs}'])
   process = time.perf_counter() - start
   rows = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
   last = {row['split']: row for row in rows}
@@ -126,6 +130,7 @@ def parse() -> argparse.Namespace:
   )
   seeds = lambda text: [int(seed) for seed in text.split(',')]
   parser.add_argument('--seeds', type=seeds, default=[0, 1, 2])
+  parser.add_argument('--epochs', type=float, help="instead of the config's: for a trial")
   parser.add_argument('--mode', choices=('auto', 'eager', 'compile'), default='auto')
   parser.add_argument('--torch_python', default=sys.executable, help="PyTorch's interpreter")
   parser.add_argument('--json', type=pathlib.Path)
@@ -134,7 +139,8 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
   """Trains with both, prints, writes."""
-  arguments, c = parse(), read_config()
+  arguments = parse()
+  c = read_config(arguments.epochs)
   found, versions = {'cnnjax': [], 'pytorch': []}, {'python': platform.python_version()}
   for package in ('jax', 'flax', 'cnnjax', 'cnnjax-onednn'):
     versions[package] = importlib.metadata.version(package)
@@ -145,7 +151,9 @@ def main() -> None:
     for seed in arguments.seeds:
       rival = [arguments.torch_python, worker, json.dumps({**spec, 'seed': seed})]
       for name in found:
-        result = run_cnnjax(seed, directory) if name == 'cnnjax' else json.loads(run(rival))
+        result = (
+          json.loads(run(rival)) if name == 'pytorch' else run_cnnjax(seed, c.epochs, directory)
+        )
         found[name].append(result)
         versions |= result.get('versions', {})
         line = f'{name:8} seed {seed}  {result["seconds"]:7.1f} s  {result["accuracy"]:.4f}'

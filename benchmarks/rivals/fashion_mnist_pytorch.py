@@ -9,6 +9,7 @@ SPEC is a JSON object: `data` (an .npz file of uint8 `train_images` [N, H, W, C]
 """
 
 import json
+import math
 import platform
 import sys
 import time
@@ -24,24 +25,15 @@ TRIAL = 12  # steps; the first four don't count
 EVAL_BATCH = 1000
 
 
-class BatchNorm(nn.BatchNorm2d):
-  """Without a learned scale."""
-
-  def __init__(self, channels: int):
-    super().__init__(channels, eps=1e-12, momentum=0.4)
-    self.weight.requires_grad = False
-
-
 def conv(inputs: int, outputs: int) -> nn.Conv2d:
-  """3 x 3, PyTorch's default kernel, but the first outputs copy the inputs."""
+  """3 x 3 without a bias, He et al.'s kernel."""
   layer = nn.Conv2d(inputs, outputs, 3, padding='same', bias=False)
-  copies = min(inputs, outputs)
-  nn.init.dirac_(layer.weight.data[:copies])
+  nn.init.kaiming_normal_(layer.weight, nonlinearity='relu')
   return layer
 
 
 class Stage(nn.Sequential):
-  """Convolution, pooling, normalisation, GELU; then convolutions, normalisation, GELU."""
+  """Convolution, pooling, normalisation, ReLU; then convolutions, normalisation, ReLU."""
 
   def __init__(self, inputs: int, features: int, convs: int):
     layers: list[nn.Module] = []
@@ -49,33 +41,35 @@ class Stage(nn.Sequential):
       layers.append(conv(features if i else inputs, features))
       if i == 0:
         layers.append(nn.MaxPool2d(2))
-      layers += [BatchNorm(features), nn.GELU()]
+      layers += [nn.BatchNorm2d(features), nn.ReLU()]
     super().__init__(*layers)
 
 
 class Net(nn.Module):
-  """cnnjax's `airbench`."""
+  """cnnjax's `cnn` with normalisation and `pool_first`."""
 
-  def __init__(self, channels: int, classes: int, model: dict[str, Any]):
+  def __init__(self, image: tuple[int, ...], classes: int, model: dict[str, Any]):
     super().__init__()
-    size, width = model['whitening_size'], 2 * model['whitening_size'] ** 2 * channels
-    window = {'stride': model['stem_strides'], 'padding': model['stem_padding']}
-    stem = nn.Conv2d(channels, width, size, bias=not model['stem_norm'], **window)
-    nn.init.kaiming_normal_(stem.weight, mode='fan_out')
-    if stem.bias is not None:
-      nn.init.zeros_(stem.bias)
-    norm = BatchNorm(width) if model['stem_norm'] else nn.Identity()
-    self.stem = nn.Sequential(stem, norm, nn.GELU())
-    inputs, stages = width, []
+    height, width, inputs = image
+    stages = []
     for features in model['features']:
       stages.append(Stage(inputs, features, model['convs']))
-      inputs = features
+      height, width, inputs = height // 2, width // 2, features
     self.stages = nn.Sequential(*stages)
-    self.head = nn.Linear(inputs, classes, bias=False)
-    self.scale = model['scale']
+    head: list[nn.Module] = [nn.Flatten()]
+    inputs *= height * width
+    for units in model['dense']:
+      layer = nn.Linear(inputs, units, bias=False)
+      nn.init.kaiming_normal_(layer.weight, nonlinearity='relu')
+      head += [nn.Dropout(model['dropout']), layer, nn.BatchNorm1d(units), nn.ReLU()]
+      inputs = units
+    logits = nn.Linear(inputs, classes)
+    nn.init.uniform_(logits.weight, -((3 / inputs) ** 0.5), (3 / inputs) ** 0.5)
+    nn.init.zeros_(logits.bias)
+    self.head = nn.Sequential(*head, logits)
 
   def forward(self, x: torch.Tensor) -> torch.Tensor:
-    return self.scale * self.head(self.stages(self.stem(x)).amax((2, 3)))
+    return self.head(self.stages(x))
 
 
 class Feed:
@@ -108,32 +102,31 @@ def normalise(images: torch.Tensor, mean: list[float], std: list[float]) -> torc
 
 
 def rate(step: int, steps: int, recipe: dict[str, Any]) -> float:
-  """The learning rate: straight up to the peak, straight down to the end."""
+  """The learning rate: up to the peak and down to the end, both on half a cosine."""
   top = min(round(recipe['peak'] * steps), steps - 1)
   start, end = recipe['start_factor'], recipe['end_factor']
+  ease = lambda progress: 0.5 - 0.5 * math.cos(math.pi * progress)
   if step < top:
-    factor = start + (1 - start) * step / top
+    factor = start + (1 - start) * ease(step / top)
   else:
-    factor = 1 + (end - 1) * (step - top) / (steps - top)
+    factor = 1 + (end - 1) * ease((step - top) / (steps - top))
   return recipe['learning_rate'] * factor
 
 
 def build(
-  spec: dict[str, Any], data: Any, *, compiled: bool, sgd: dict[str, bool]
+  spec: dict[str, Any], data: Any, *, compiled: bool, form: dict[str, bool]
 ) -> tuple[Net, Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]]:
   """A new network and its training step."""
   torch.manual_seed(spec['seed'])
   recipe = spec['recipe']
-  channels, classes = data['train_images'].shape[-1], int(data['train_labels'].max()) + 1
-  net = Net(channels, classes, recipe['model']).to(memory_format=torch.channels_last).train()
+  image, classes = data['train_images'].shape[1:], int(data['train_labels'].max()) + 1
+  net = Net(image, classes, recipe['model']).to(memory_format=torch.channels_last).train()
   named = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
   groups = [
     {'params': [p for _, p in named if p.ndim > 1], 'weight_decay': recipe['weight_decay']},
     {'params': [p for _, p in named if p.ndim == 1], 'weight_decay': 0.0},
   ]
-  optimizer = torch.optim.SGD(
-    groups, recipe['learning_rate'], recipe['momentum'], nesterov=True, **sgd
-  )
+  optimizer = torch.optim.AdamW(groups, recipe['learning_rate'], **form)
 
   def cost(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return functional.cross_entropy(net(images), labels, label_smoothing=recipe['label_smoothing'])
@@ -185,9 +178,9 @@ def main() -> None:
   feed = Feed(spec, data, torch.Generator().manual_seed(spec['seed']))
   modes = {'eager': (False,), 'compile': (True,), 'auto': (False, True)}[spec['mode']]
   candidates = {
-    f'{"compile" if compiled else "eager"}, {sgd}': {'compiled': compiled, 'sgd': {sgd: True}}
+    f'{"compile" if compiled else "eager"}, {form}': {'compiled': compiled, 'form': {form: True}}
     for compiled in modes
-    for sgd in ('foreach', 'fused')
+    for form in ('foreach', 'fused')
   }
   tried = {name: trial(spec, data, feed, **options) for name, options in candidates.items()}
   chosen = min(tried, key=tried.__getitem__)

@@ -1,9 +1,10 @@
 """Fashion-MNIST to 94 % in the fewest minutes on a CPU.
 
-Paper: Jordan 2024, https://arxiv.org/abs/2404.00498 (the network and the idea).
+Paper: Jordan 2024, https://arxiv.org/abs/2404.00498 (pooling first, mirrored evaluation).
 Command: python -m cnnjax.datasets prepare fashion_mnist
          python -m cnnjax.main --config=experiments/fashion_mnist/fast.py --workdir=DIR
-Result: not measured to the end yet; the recipe is a candidate, chosen on parts of the training set.
+Result: 0.9398 test accuracy, mean of 2 seeds (0: 0.9407, 1: 0.9390); seed 2 and the time of a run
+alone aren't measured yet. Chosen on the last 10,000 training images (docs/results.md).
 """
 
 from cnnjax import config
@@ -13,29 +14,28 @@ def get_config():
   c = config.default()
   c.data.name = 'fashion_mnist'
   c.model = {
-    'name': 'airbench',
-    'whitening_size': 4,
-    'stem_strides': 2,  # what follows works on 14 x 14 pixels
-    'stem_padding': 1,
-    'stem_norm': True,  # and so it needn't whiten: it is trained as the rest
-    'features': (64, 128),
+    'name': 'cnn',
+    'features': (32, 64),
+    'convs': 2,
+    'norm': 'batch',
+    'pool_first': True,
+    'dense': (128,),
+    'dropout': 0.4,
   }
   c.augment = 'flip_horizontal'
   c.eval_mirror = True
 
-  c.batch_size = 256
-  c.epochs = 10
+  c.batch_size = 64
+  c.epochs = 12
   c.loss.label_smoothing = 0.1
-  c.optimizer.name = 'nesterov'
-  c.optimizer.momentum = 0.9
-  c.optimizer.learning_rate = 0.4
-  c.optimizer.weight_decay = 5e-4
+  c.optimizer.name = 'adamw'
+  c.optimizer.learning_rate = 2e-3
+  c.optimizer.weight_decay = 0.05
   c.schedule.name = 'one_cycle'
-  c.schedule.options.shape = 'linear'
-  c.schedule.options.peak = 0.25
-  c.schedule.options.start_factor = 0.1
-  c.schedule.options.end_factor = 0.0
+  c.schedule.options.peak = 0.2
+  c.schedule.options.start_factor = 0.04
+  c.schedule.options.end_factor = 1e-4
 
-  c.log_every = 50
+  c.log_every = 100
   c.eval_every = 10**6  # once, at the end
   return c
