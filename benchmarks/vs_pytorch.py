@@ -8,10 +8,11 @@ statistics and SGD with momentum 0.9. Images lie ready in memory; there is no in
 PyTorch runs at the fastest of several settings (`rivals/pytorch_worker.py`), chosen anew each run.
 
 Every contestant is a process of its own. They take turns: in each of `--steps` rounds every one
-takes one step (or as many as last 50 ms, after one that doesn't count), in an order that rotates,
-while the others sleep, blocked on a pipe. Reported: the median of milliseconds per step, ratios of
-medians (above 1: cnnjax is faster), their geometric means over models, and peak memory while
-measured. `train_ratio` and `infer_ratio` compare with the faster of eager and compiled.
+takes one step (or as many as last half a second, after some that don't count, since training goes
+on and threads take a while to find their cores), in an order that rotates, while the others sleep,
+blocked on a pipe. Reported: the median of milliseconds per step, ratios of medians (above 1: cnnjax
+is faster), their geometric means over models, and peak memory while measured. `train_ratio` and
+`infer_ratio` compare with the faster of eager and compiled.
 
 The machine must be quiet. OpenMP's threads spin where they wait for each other, so beside other
 work PyTorch slows down far more than its share, and the ratios flatter cnnjax: where other work

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 WARM_UP = 3  # steps
-SHORTEST = 0.05  # seconds; a measurement takes as many steps as it needs to last so long
+SHORTEST = 0.5  # seconds; a measurement takes as many steps as it needs to last so long
 
 Run = Callable[[int], Any]  # run(n) takes n steps and returns once they are computed
 Make = Callable[[dict[str, Any]], tuple[Run, dict[str, Any]]]
@@ -105,7 +105,7 @@ def serve(make: Make) -> None:
         return
       idle = time.process_time() - used
       if steps > 1:
-        run(1)  # what slept meanwhile: caches, threads
+        run(max(1, steps // 4))  # what slept meanwhile: caches, and where threads run
       busy, used = _busy(), time.process_time()
       seconds = timed(run, steps)
       used, now = time.process_time() - used, _busy()

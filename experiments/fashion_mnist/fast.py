@@ -3,8 +3,9 @@
 Paper: Jordan 2024, https://arxiv.org/abs/2404.00498 (pooling first, mirrored evaluation).
 Command: python -m cnnjax.datasets prepare fashion_mnist
          python -m cnnjax.main --config=experiments/fashion_mnist/fast.py --workdir=DIR
-Result: 0.9398 test accuracy, mean of 2 seeds (0: 0.9407, 1: 0.9390); seed 2 and the time of a run
-alone aren't measured yet. Chosen on the last 10,000 training images (docs/results.md).
+Result: 0.9420 mean test accuracy (0.9417, 0.9415, 0.9428 with seeds 0, 1, 2), each in 182 s on two
+CPU cores from start to end. With 12 epochs seeds 0 and 1 had 0.9407 and 0.9390. Chosen on the last
+10,000 training images (docs/results.md).
 """
 
 from cnnjax import config
@@ -26,7 +27,7 @@ def get_config():
   c.eval_mirror = True
 
   c.batch_size = 64
-  c.epochs = 12
+  c.epochs = 16
   c.loss.label_smoothing = 0.1
   c.optimizer.name = 'adamw'
   c.optimizer.learning_rate = 2e-3
