@@ -3,6 +3,7 @@
 An experiment starts from `default()` and sets what differs; `validate` names the first mistake.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -47,6 +48,10 @@ def default() -> Config:
   c.data.prefetch = 2  # streamed batches on the device ahead of their step
   c.data.max_unreadable = 10  # training refuses when more images than this can't be read
 
+  c.micro_batches = 1  # parts of a batch that go through the network one after the other
+  c.ema_decay = 0.0  # of the moving average of the parameters that is evaluated; 0: off
+  c.sam_radius = 0.0  # of sharpness-aware minimisation; 0: off
+
   c.augment = ''  # e.g. 'random_crop(padding=4)|flip_horizontal'
 
   c.loss = ConfigDict()
@@ -66,6 +71,8 @@ def default() -> Config:
   )  # regexes on parameter paths left out of weight decay
   c.optimizer.clip_norm = 0.0  # largest global gradient norm; 0: off
   c.optimizer.rate_factors = ()  # 'PATTERN=FACTOR' on parameter paths, e.g. ('^stage1/=0.1',)
+  c.optimizer.layer_decay = 1.0  # each block's learning rate is so many times the next one's
+  c.optimizer.lookahead = 0  # updates between two looks back (slow weights); 0: off
 
   c.schedule = ConfigDict()
   c.schedule.name = 'constant'  # constant, linear, step, cosine, one_cycle
@@ -73,8 +80,12 @@ def default() -> Config:
   c.schedule.options = ConfigDict()  # that schedule's own arguments
 
   c.log_every = 50  # steps
+  c.profile = ''  # 'FIRST:LAST': these steps are profiled, for TensorBoard, into workdir/profile
   c.eval_every = placeholder(int)  # steps; None: once an epoch. The last step is always evaluated.
   c.eval_mirror = False  # predict by the mean of the logits of an image and of its mirror image
+  c.eval_shift = 0  # ... and of windows moved by so many pixels along both diagonals (five crops)
+  c.eval_statistics = 0  # evaluate with batch statistics taken anew from so many training batches
+  c.eval_probes = ()  # 'knn', 'linear': classifiers on frozen features, after the last step
 
   c.checkpoint = ConfigDict()
   c.checkpoint.every = placeholder(int)  # steps; None: at each evaluation
@@ -117,6 +128,12 @@ _CHOICES = {
   'parallel.strategy': ('pmap', 'shard_map'),
 }
 
+
+def _ascending(steps: str) -> bool:
+  first, last = map(int, steps.split(':'))
+  return first <= last
+
+
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
   'steps': (lambda v: v >= 1, 'at least 1'),
   'epochs': (lambda v: v > 0, 'more than 0'),
@@ -139,6 +156,21 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
   'loss.label_smoothing': (lambda v: 0 <= v < 1, 'in [0, 1)'),
   'optimizer.weight_decay': (lambda v: v >= 0, 'at least 0'),
   'optimizer.clip_norm': (lambda v: v >= 0, 'at least 0'),
+  'optimizer.layer_decay': (lambda v: 0 < v <= 1, 'in (0, 1]'),
+  'optimizer.lookahead': (lambda v: v >= 0, 'at least 0'),
+  'micro_batches': (lambda v: v >= 1, 'at least 1'),
+  'ema_decay': (lambda v: 0 <= v < 1, 'in [0, 1)'),
+  'sam_radius': (lambda v: v >= 0, 'at least 0'),
+  'eval_shift': (lambda v: v >= 0, 'at least 0'),
+  'eval_statistics': (lambda v: v >= 0, 'at least 0'),
+  'eval_probes': (
+    lambda v: all(name in ('knn', 'linear') for name in v),
+    "a tuple of 'knn' and 'linear'",
+  ),
+  'profile': (
+    lambda v: not v or bool(re.fullmatch(r'[1-9]\d*:[1-9]\d*', v) and _ascending(v)),
+    "'' or 'FIRST:LAST', two steps, e.g. '100:110'",
+  ),
   'schedule.warmup_epochs': (lambda v: v >= 0, 'at least 0'),
   'parallel.devices': (lambda v: v >= 0, 'at least 0'),
 }

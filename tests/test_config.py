@@ -34,6 +34,12 @@ def test_a_partial_config_is_completed_and_integers_serve_as_floats():
     ('dtype', 'float64', 'bfloat16'),
     ('seed', -1, '2**32'),
     ('augment', 3, 'str'),
+    ('micro_batches', 0, 'at least 1'),
+    ('ema_decay', 1.0, 'in [0, 1)'),
+    ('sam_radius', -0.1, 'at least 0'),
+    ('eval_probes', ('knn', 'svm'), "'knn' and 'linear'"),
+    ('profile', '5', 'FIRST:LAST'),
+    ('profile', '5:4', 'FIRST:LAST'),
   ],
 )
 def test_mistakes_name_key_value_and_what_is_allowed(key, value, said):

@@ -57,6 +57,18 @@ def test_a_mistake_is_one_line_and_status_2(tmp_path, monkeypatch, override, sai
     assert words in line
 
 
+def test_probes_and_profile(tmp_path):
+  status, out, err = run(
+    *train(tmp_path), *SHORT, '--config.profile=3:4', "--config.eval_probes=('knn', 'linear')"
+  )
+  assert status == 0, err
+  assert list(tmp_path.glob('profile/plugins/profile/*/*.xplane.pb'))
+  rows = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+  (probe,) = [row for row in rows if row['split'] == 'probe']
+  assert 0.5 < probe['knn_accuracy'] < probe['linear_accuracy'] <= 1
+  assert f'linear_accuracy {probe["linear_accuracy"]:.4f}' in out
+
+
 def test_missing_flags(tmp_path):
   assert '--config' in refused('main', f'--workdir={tmp_path}')
   assert '--workdir' in refused('main', f'--config={DIGITS}')

@@ -190,13 +190,13 @@ def bind(norm: NormFactory | None, **options: Any) -> NormFactory:
   return functools.partial(norm, **chosen)
 
 
-def synchronise(model: _Model, axis_name: str | None) -> _Model:
-  """The same model with its batch normalisation computed over the devices of `axis_name`.
+def with_batch_norm(model: _Model, **options: Any) -> _Model:
+  """The same model with options of its batch normalisation set.
 
   Args:
     model: any linen module. Its fields that hold batch normalisation (a class or partial), and
-      those of the modules in its fields, are changed. Other norms don't look across examples.
-    axis_name: the mapped axis; None for a single device.
+      those of the modules in its fields, are changed; other norms are left alone.
+    **options: `axis_name`, over whose devices the batch is shared (None on one), or `momentum`.
   """
   changes = {}
   for field in dataclasses.fields(model):
@@ -204,9 +204,9 @@ def synchronise(model: _Model, axis_name: str | None) -> _Model:
     if field.name == 'parent' or not field.init:
       continue
     if isinstance(value, nn.Module):
-      changed = synchronise(value, axis_name)
+      changed = with_batch_norm(value, **options)
     elif _is_batch_norm(value):
-      changed = functools.partial(value, axis_name=axis_name)
+      changed = functools.partial(value, **options)
     else:
       continue
     if changed is not value:

@@ -26,6 +26,7 @@ class Task(NamedTuple):
     metrics: `(logits, batch) -> sums` that add over devices and batches, without masked examples.
     predict: `(variables, batch) -> logits`; needs no labels.
     summarize: `sums -> dict` of numbers and lists, on the host.
+    features: `(variables, batch) -> [N, D]`, what the model makes of the images before its head.
   """
 
   init: Callable[[Array, Batch], Variables]
@@ -33,3 +34,4 @@ class Task(NamedTuple):
   metrics: Callable[[Array, Batch], dict[str, Array]]
   predict: Callable[[Variables, Batch], Array]
   summarize: Callable[[dict[str, Any]], dict[str, Any]]
+  features: Callable[[Variables, Batch], Array] | None = None

@@ -1,5 +1,6 @@
 """Image classification: images in, one class (or a distribution over classes) out."""
 
+import functools
 import numbers
 from typing import cast
 
@@ -22,6 +23,7 @@ def classification(
   loss: str = 'softmax_cross_entropy',
   label_smoothing: float = 0.0,
   mirror: bool = False,
+  shift: int = 0,
 ) -> Task:
   """The task of classifying images with a model.
 
@@ -30,6 +32,9 @@ def classification(
     loss: one of LOSSES.
     label_smoothing: in [0, 1); used in the training loss alone, never in metrics.
     mirror: predict by the mean of the logits of an image and of its mirror image, left and right.
+    shift: predict by the mean over five windows of the image's size as well: the image itself and
+      those moved by `shift` pixels along both diagonals, beyond whose border the image is reflected
+      (the five crops of Krizhevsky et al. 2012, section 4.1; with `mirror`, their ten).
 
   Returns:
     A Task; its sums and summary are those of `training.metrics`.
@@ -52,11 +57,11 @@ def classification(
     return {name: variables[name] for name in ('params', 'batch_stats') if name in variables}
 
   def predict(variables: Variables, batch: Batch) -> Array:
-    images = batch['image']
-    logits = cast(Array, model.apply(variables, images, train=False))
+    views = _windows(batch['image'], shift) if shift else [batch['image']]
     if mirror:
-      logits = (logits + cast(Array, model.apply(variables, images[:, :, ::-1], train=False))) / 2
-    return logits
+      views += [view[:, :, ::-1] for view in views]
+    logits = [cast(Array, model.apply(variables, view, train=False)) for view in views]
+    return functools.reduce(jnp.add, logits) / len(views)
 
   def forward(variables: Variables, batch: Batch, key: Array | None) -> Outputs:
     rngs = None if key is None else {'dropout': key}
@@ -85,10 +90,34 @@ def classification(
     losses = cross_entropy(logits, batch['label'])
     return metrics_lib.evaluation_sums(losses, logits, batch, activation=activation)
 
+  def features(variables: Variables, batch: Batch) -> Array:
+    into_head = []
+
+    def look(function, args, kwargs, context):
+      if context.module.path == ('head',) and context.method_name == '__call__':
+        into_head.append(args[0])
+      return function(*args, **kwargs)
+
+    with nn.intercept_methods(look):
+      model.apply(variables, batch['image'], train=False)
+    x = into_head[-1].astype(jnp.float32)
+    return x.mean((1, 2)) if x.ndim == 4 else x.reshape(len(x), -1)
+
   return Task(
     init=init,
     loss=loss_fn,
     metrics=metrics,
     predict=predict,
     summarize=metrics_lib.summarize,
+    features=features,
   )
+
+
+def _windows(images: Array, shift: int) -> list[Array]:
+  """The centre and the four corners of images reflected at their border."""
+  _, height, width, _ = images.shape
+  if shift >= min(height, width):
+    raise errors.UserError(f'eval_shift={shift} must be below the image size {height}x{width}')
+  padded = jnp.pad(images, ((0, 0), (shift, shift), (shift, shift), (0, 0)), mode='reflect')
+  corners = [(y, x) for y in (0, 2 * shift) for x in (0, 2 * shift)]
+  return [padded[:, y : y + height, x : x + width] for y, x in [(shift, shift), *corners]]

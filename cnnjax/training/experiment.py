@@ -1,5 +1,8 @@
 """From a config to the objects that training needs: data, model, task, optimizer, devices."""
 
+import contextlib
+import dataclasses
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
@@ -13,7 +16,15 @@ from cnnjax.config import Config
 from cnnjax.data import augment, pipeline, prefetch, preprocess, sources
 from cnnjax.layers import norm
 from cnnjax.tasks import Task, classification
-from cnnjax.training import optimizers, parallel, schedules, steps, warm_start, workdir
+from cnnjax.training import (
+  optimizers,
+  parallel,
+  recalibration,
+  schedules,
+  steps,
+  warm_start,
+  workdir,
+)
 from cnnjax.training import state as state_lib
 from cnnjax.training.state import State
 
@@ -51,8 +62,10 @@ class Experiment(NamedTuple):
     init: `() -> State`.
     train_step: compiled `(state, batch) -> (state, metrics)`, which consumes the state.
     eval_step: compiled `(state, batch) -> sums`.
+    recalibrate: `state -> state` with the batch statistics that evaluation is to use.
     train_batches: `(first_step) -> Batches`, endless, on the devices.
     test_batches: `() -> Batches`, every example once.
+    features: `(state, split) -> ([N, D], labels [N])` of all of a split's examples.
   """
 
   plan: Plan
@@ -63,8 +76,10 @@ class Experiment(NamedTuple):
   init: Callable[[], State]
   train_step: Callable[[State, Any], tuple[State, steps.Metrics]]
   eval_step: Callable[[State, Any], dict[str, Any]]
+  recalibrate: Callable[[State], State]
   train_batches: Callable[[int], Batches]
   test_batches: Callable[[], Batches]
+  features: Callable[[State, str], tuple[np.ndarray, np.ndarray]]
 
 
 def create(config: Config, directory: str) -> Experiment:
@@ -96,10 +111,11 @@ def create(config: Config, directory: str) -> Experiment:
     config.model.name, num_classes=len(train.class_names), dtype=config.dtype, **overrides
   )
   task = classification.classification(
-    norm.synchronise(model, devices.axis_name),
+    norm.with_batch_norm(model, axis_name=devices.axis_name),
     loss=config.loss.name,
     label_smoothing=config.loss.label_smoothing,
     mirror=config.eval_mirror,
+    shift=config.eval_shift,
   )
 
   limit = config.data.resident_megabytes * 2**20
@@ -123,7 +139,10 @@ def create(config: Config, directory: str) -> Experiment:
   def init() -> State:
     shape = _image_shape(config, train)
     batch = {'image': np.zeros((1, *shape), np.float32)}
-    start = jax.jit(lambda k: state_lib.init(k, task, optimizer, batch), compiler_options=quick)
+    make = functools.partial(
+      state_lib.init, task=task, optimizer=optimizer, batch=batch, ema=config.ema_decay > 0
+    )
+    start = jax.jit(make, compiler_options=quick)
     with ops.using(config.ops):
       state = start(init_key)
     if not config.init_from:
@@ -132,10 +151,45 @@ def create(config: Config, directory: str) -> Experiment:
     return warm_start.start(state, config, optimizer, image=shape, num_classes=classes)
 
   axis = devices.axis_name
+  common: Any = {'preprocess': normalise, 'axis_name': axis}
   train_step = steps.make_train_step(
-    task, optimizer, key=step_key, preprocess=normalise, axis_name=axis
+    task,
+    optimizer,
+    key=step_key,
+    micro_batches=config.micro_batches,
+    sam_radius=config.sam_radius,
+    ema_decay=config.ema_decay,
+    **common,
   )
-  eval_step = steps.make_eval_step(task, preprocess=normalise, axis_name=axis)
+  eval_step = steps.make_eval_step(task, **common)
+  forgetful = norm.with_batch_norm(model, axis_name=axis, momentum=0.0)
+  statistics_step = steps.make_statistics_step(
+    classification.classification(forgetful), key=step_key, **common
+  )
+  statistics_step = feed.compile(_under(config.ops, statistics_step), feed.train_data, False)
+
+  def recalibrate(state: State) -> State:
+    if not config.eval_statistics:
+      return state
+    with contextlib.closing(feed.train_batches(0)) as batches:
+      found = (statistics_step(state, next(batches)) for _ in range(config.eval_statistics))
+      statistics = devices.replicate(recalibration.pool(found))
+    if state.ema is None:
+      return dataclasses.replace(state, batch_stats=statistics)
+    return dataclasses.replace(state, ema={**state.ema, 'batch_stats': statistics})
+
+  features_step = _under(config.ops, steps.make_features_step(task, **common))
+
+  def features(state: State, split: str) -> tuple[np.ndarray, np.ndarray]:
+    data = feed.train_data if split == 'train' else feed.test_data
+    step, found = feed.compile(features_step, data, False), []
+    with contextlib.closing(feed.passes(split)) as batches:
+      for batch in batches:
+        rows, labels, mask = jax.device_get(step(state, batch))
+        found.append((rows[mask > 0], labels[mask > 0]))
+    rows, labels = zip(*found, strict=True)
+    return np.concatenate(rows), np.concatenate(labels)
+
   return Experiment(
     plan=plan,
     task=task,
@@ -145,8 +199,10 @@ def create(config: Config, directory: str) -> Experiment:
     init=init,
     train_step=feed.compile(_under(config.ops, train_step), feed.train_data, True),
     eval_step=feed.compile(_under(config.ops, eval_step), feed.test_data, False),
+    recalibrate=recalibrate,
     train_batches=feed.train_batches,
-    test_batches=feed.test_batches,
+    test_batches=functools.partial(feed.passes, 'test'),
+    features=features,
   )
 
 
@@ -188,6 +244,11 @@ def make_plan(config: Config, train_size: int, test_size: int, devices: int) -> 
   if batch_size % devices:
     raise errors.UserError(
       f'config.batch_size={batch_size} must be divisible by the number of devices, {devices}'
+    )
+  if batch_size % (devices * config.micro_batches):
+    raise errors.UserError(
+      f'config.micro_batches={config.micro_batches} must divide the {batch_size // devices}'
+      ' examples of a batch on each device'
     )
   per_epoch = train_size / batch_size
   total = config.steps if config.steps is not None else max(1, round(config.epochs * per_epoch))
@@ -236,7 +297,7 @@ class _Feed(NamedTuple):
   test_data: tuple[Any, ...]
   compile: Callable[..., Any]
   train_batches: Callable[[int], Batches]
-  test_batches: Callable[[], Batches]
+  passes: Callable[[str], Batches]  # every example of a split once
 
 
 def _resident_feed(config, plan, devices, train, test) -> _Feed:
@@ -253,9 +314,10 @@ def _resident_feed(config, plan, devices, train, test) -> _Feed:
       ids = pipeline.train_ids(config.seed, step, len(train), plan.batch_size)
       yield split(ids, ones)
 
-  def test_batches():
-    for step in range(pipeline.num_eval_steps(len(test), plan.eval_batch_size)):
-      yield split(*pipeline.eval_ids(step, len(test), plan.eval_batch_size))
+  def passes(name):
+    size = len(train if name == 'train' else test)
+    for step in range(pipeline.num_eval_steps(size, plan.eval_batch_size)):
+      yield split(*pipeline.eval_ids(step, size, plan.eval_batch_size))
 
   def compile(step, data, donate):
     def gathering(state, batch, images, labels):
@@ -268,7 +330,7 @@ def _resident_feed(config, plan, devices, train, test) -> _Feed:
   def replicated(source):
     return devices.replicate(source.images), devices.replicate(source.labels)
 
-  return _Feed(replicated(train), replicated(test), compile, train_batches, test_batches)
+  return _Feed(replicated(train), replicated(test), compile, train_batches, passes)
 
 
 def _streamed_feed(config, plan, devices, train, test) -> _Feed:
@@ -291,12 +353,13 @@ def _streamed_feed(config, plan, devices, train, test) -> _Feed:
     )
     return prefetch.prefetch(batches, devices.split, config.data.prefetch)
 
-  def test_batches():
-    batches = pipeline.eval_batches(test, batch_size=plan.eval_batch_size, **options)
+  def passes(name):
+    source = train if name == 'train' else test
+    batches = pipeline.eval_batches(source, batch_size=plan.eval_batch_size, **options)
     return prefetch.prefetch(batches, devices.split, config.data.prefetch)
 
   def compile(step, data, donate):
     del data
     return devices.compile(step, donate)
 
-  return _Feed((), (), compile, train_batches, test_batches)
+  return _Feed((), (), compile, train_batches, passes)

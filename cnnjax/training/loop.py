@@ -2,7 +2,8 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 
 from cnnjax.cli import NonFinite
 from cnnjax.config import Config
-from cnnjax.training import checkpoint, experiment, metrics, steps, workdir, writers
+from cnnjax.training import checkpoint, experiment, metrics, probes, steps, workdir, writers
 from cnnjax.training.clock import Clock
 from cnnjax.training.signals import Signals
 from cnnjax.training.state import State
@@ -137,7 +138,9 @@ def train(config: Config, directory: str) -> Row:
       figures = {k: v for k, v in row.items() if isinstance(v, float)} if row else None
       checkpoints.save(state, dataclasses.asdict(progress), figures)
 
+    profile = stack.enter_context(profiling(config.profile, directory))
     for step in range(first + 1, plan.steps + 1):
+      profile(step, pending)
       state, values = setup.train_step(state, next(batches))
       pending.append(values)
       clock.step()
@@ -160,12 +163,43 @@ def train(config: Config, directory: str) -> Row:
         if evaluating:
           row = {'step': step, 'split': 'test', **evaluate(setup, state)}
           output.write(row)
+        if last and config.eval_probes:
+          figures = probe(setup, state, config.eval_probes)
+          output.write({'step': step, 'split': 'probe', **figures})
         if saving:
           save(step, row)
       if stopping:
         raise signals.stopped(f'after step {step}; the same command resumes')
     assert row is not None
     return row
+
+
+@contextlib.contextmanager
+def profiling(steps_range: str, directory: str) -> Iterator[Callable[[int, Any], None]]:
+  """Profiles the steps 'FIRST:LAST' into `<directory>/profile`.
+
+  Yields:
+    `before(step, pending)`, to be called before each step with results that steps before it owe.
+  """
+  first, last = map(int, steps_range.split(':')) if steps_range else (0, -1)
+  running = False
+
+  def before(step: int, pending: Any) -> None:
+    nonlocal running
+    if step in (first, last + 1) and first <= last:
+      jax.block_until_ready(pending)  # so that each step's work is on its own side
+    if running and step > last:
+      jax.profiler.stop_trace()
+      running = False
+    elif not running and first <= step <= last:
+      jax.profiler.start_trace(os.path.join(directory, 'profile'))
+      running = True
+
+  try:
+    yield before
+  finally:
+    if running:
+      jax.profiler.stop_trace()
 
 
 @jax.jit
@@ -176,11 +210,21 @@ def all_finite(tree: Any) -> jax.Array:
 
 def evaluate(setup: experiment.Experiment, state: State) -> dict[str, Any]:
   """The task's figures over the whole test split, every example once."""
+  state = setup.recalibrate(state)
   total: metrics.Sums = {}
   with contextlib.closing(setup.test_batches()) as batches:
     for batch in batches:
       total = metrics.accumulate(total or None, setup.eval_step(state, batch))
   return setup.task.summarize(total)
+
+
+def probe(setup: experiment.Experiment, state: State, names: Sequence[str]) -> dict[str, float]:
+  """Test accuracies of classifiers on the network's features (`cnnjax.training.probes`)."""
+  state = setup.recalibrate(state)
+  (train, labels), (test, truth) = (setup.features(state, split) for split in ('train', 'test'))
+  classes = len(setup.description['class_names'])
+  predicted = {n: probes.PROBES[n](train, labels, test, num_classes=classes) for n in names}
+  return {f'{n}_accuracy': float((found == truth).mean()) for n, found in predicted.items()}
 
 
 def evaluate_checkpoint(config: Config, directory: str, step: int | None = None) -> Row:

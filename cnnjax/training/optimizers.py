@@ -13,6 +13,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from cnnjax import errors
@@ -161,6 +162,8 @@ def create(
   no_decay: Sequence[str] = NO_DECAY,
   clip_norm: float = 0.0,
   rate_factors: Sequence[str] = (),
+  layer_decay: float = 1.0,
+  lookahead: int = 0,
   freeze: Sequence[str] = (),
 ) -> Transform:
   """An optimizer by name.
@@ -180,6 +183,11 @@ def create(
     clip_norm: largest global norm of the gradient, before everything else; 0: no clipping.
     rate_factors: 'PATTERN=FACTOR': the learning rate of the parameters whose path matches is
       FACTOR times the others'; the first that matches counts.
+    layer_decay: each block's learning rate is `layer_decay` times that of the next, from the head,
+      whose rate is whole, down to the stem (Clark et al. 2020, arXiv:2003.10555; see `depths`).
+    lookahead: k: after every k updates the parameters go back to half way between where they are
+      and where they were at the last such moment (Zhang et al. 2019, arXiv:1907.08610, algorithm
+      1, alpha 0.5); 0: off.
     freeze: regular expressions; the parameters that match stay as they are, have no optimizer
       state, and aren't decayed nor counted in the gradient's norm.
 
@@ -219,8 +227,13 @@ def create(
   steps = [clip, *rule(decay, optax.scale_by_learning_rate(learning_rate), mask, **options)]
   if rate_factors:
     steps.append(_scale_rates(rate_factors))
+  if layer_decay != 1:
+    steps.append(_decay_by_depth(layer_decay))
+  whole = optax.chain(*steps)
+  if lookahead:
+    whole = _lookahead(whole, lookahead)
   if not freeze:
-    return optax.chain(*steps)
+    return whole
   patterns = _compile('freeze', freeze)
 
   def labels(params):
@@ -228,7 +241,7 @@ def create(
     frozen = lambda path, _: any(pattern.search(_name(path)) for pattern in patterns)
     return jax.tree_util.tree_map_with_path(frozen, params)
 
-  parts: dict[Hashable, Transform] = {False: optax.chain(*steps), True: optax.set_to_zero()}
+  parts: dict[Hashable, Transform] = {False: whole, True: optax.set_to_zero()}
   return optax.partition(parts, labels)
 
 
@@ -276,6 +289,54 @@ def _scale_rates(rate_factors: Sequence[str]) -> Transform:
   def update(updates, state, params=None):
     del params
     return jax.tree_util.tree_map_with_path(scale, updates), state
+
+  return optax.GradientTransformation(init, update)
+
+
+def depths(params: Any) -> Any:
+  """Each parameter's depth: the place of its block, counted from the stem's 0 to the head's.
+
+  A stage's blocks are told apart and ordered by the numbers that their names end in (`block2`,
+  `layer2`, `conv2` with `norm2`); what has none there (`downsample`) stands before them.
+  """
+
+  def place(path: Any) -> tuple[int, int, int]:
+    top, *rest = _name(path).split('/')[:-1] or ['']
+    if top.startswith(('stem', 'head')):
+      return (-1 if top.startswith('stem') else 1), 0, 0
+    numbers = [re.search(r'\d+$', name) for name in (top, rest[0] if rest else '')]
+    stage, block = (int(number.group()) if number else 0 for number in numbers)
+    return 0, stage, block
+
+  order = sorted({place(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)})
+  return jax.tree_util.tree_map_with_path(lambda path, _: order.index(place(path)), params)
+
+
+def _decay_by_depth(decay: float) -> Transform:
+  """Multiplies the finished update of each parameter by a power of `decay`."""
+
+  def scale(updates: Any, params: Any) -> Any:
+    depth = depths(params)
+    last = max(jax.tree.leaves(depth))
+    return jax.tree.map(lambda d, update: decay ** (last - d) * update, depth, updates)
+
+  return optax.stateless(scale)
+
+
+def _lookahead(fast: Transform, period: int) -> Transform:
+  """Optax's lookahead with the slow parameters in its state, so that parameters stay one tree."""
+  inner: Any = optax.lookahead(fast, sync_period=period, slow_step_size=0.5)
+
+  def init(params):
+    # Copied: two arrays of a state can't share memory that a step is to reuse.
+    return jax.tree.map(jnp.copy, params), inner.init(optax.LookaheadParams.init_synced(params))
+
+  def update(updates, state, params=None):
+    slow, inner_state = state
+    assert params is not None
+    both = optax.LookaheadParams(fast=params, slow=slow)
+    changes, inner_state = inner.update(updates, inner_state, both)
+    return changes.fast, (optax.apply_updates(slow, changes.slow), inner_state)
 
   return optax.GradientTransformation(init, update)
 

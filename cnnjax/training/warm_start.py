@@ -13,7 +13,7 @@ from cnnjax.config import Config
 from cnnjax.errors import UserError
 from cnnjax.pretrained import published
 from cnnjax.training import checkpoint
-from cnnjax.training.state import State
+from cnnjax.training.state import State, start_average
 
 
 def start(
@@ -54,7 +54,8 @@ def start(
   found = {part: found.get(part, {}) for part in own}
   loaded = jax.tree.map(lambda leaf, value: jnp.asarray(value, leaf.dtype), own, found)
   opt_state = jax.jit(optimizer.init)(loaded['params'])
-  return State(step=state.step, opt_state=opt_state, ema=state.ema, **loaded)
+  ema = None if state.ema is None else start_average(loaded)
+  return State(step=state.step, opt_state=opt_state, ema=ema, **loaded)
 
 
 def _from_torch(source: str, model: str, **options: Any) -> Any:

@@ -124,7 +124,8 @@ class Console:
     """Shows a row; evaluations stay on the screen, training lines are written over."""
     width = len(str(self._total))
     parts = [f'step {row["step"]:>{width}}/{self._total}', f'{row["split"]:5s}']
-    shown = {'loss': '{:.4f}', 'accuracy': '{:.4f}', 'images_per_second': '{:,.0f} images/s'}
+    shown = dict.fromkeys(('loss', 'accuracy', 'knn_accuracy', 'linear_accuracy'), '{:.4f}')
+    shown['images_per_second'] = '{:,.0f} images/s'
     for name, form in shown.items():
       if name in row:
         parts.append(form.format(row[name]) if '/s' in form else f'{name} {form.format(row[name])}')

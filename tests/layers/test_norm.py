@@ -15,7 +15,7 @@ from cnnjax.layers.norm import (
   LayerScale,
   LocalResponseNorm,
   bind,
-  synchronise,
+  with_batch_norm,
 )
 
 EPS = 1e-5
@@ -180,17 +180,17 @@ class Outer(nn.Module):
   other: object = nn.GroupNorm
 
 
-def test_synchronise_changes_batch_norm_alone():
+def test_options_of_batch_norm_are_set_and_of_nothing_else():
   class Plain(nn.Module):
     norm: object = partial(BatchNorm, momentum=0.5)
 
-  model = synchronise(Outer(Plain()), 'devices')
+  model = with_batch_norm(Outer(Plain()), axis_name='devices')
   assert model.norm().axis_name == 'devices'
   assert model.inner.norm().axis_name == 'devices'
   assert model.inner.norm().momentum == 0.5
   assert model.other is nn.GroupNorm
   without = Outer(Plain(norm=None), norm=None)
-  assert synchronise(without, 'devices') is without
+  assert with_batch_norm(without, axis_name='devices') is without
 
 
 @pytest.mark.parametrize('size', [1, 2, 5, 9])

@@ -18,7 +18,7 @@ import cnnjax.layers
 import cnnjax.models
 from cnnjax import models
 from cnnjax.errors import UserError
-from cnnjax.layers.norm import BatchNorm, synchronise
+from cnnjax.layers.norm import BatchNorm, with_batch_norm
 from cnnjax.models import resnet
 from cnnjax.models.entry import Entry
 
@@ -197,7 +197,7 @@ def test_synchronised_resnet_over_two_devices_equals_one():
     lambda images: model.apply(variables, images, train=True, mutable=['batch_stats'])
   )
   logits, state = run(model)(images)
-  shared = jax.pmap(run(synchronise(model, 'devices')), 'devices')
+  shared = jax.pmap(run(with_batch_norm(model, axis_name='devices')), 'devices')
   split_logits, split_state = shared(images[:, None])
   np.testing.assert_allclose(split_logits[:, 0], logits, rtol=1e-4, atol=1e-4)
   jax.tree.map(

@@ -66,6 +66,34 @@ def test_mirrored_prediction_is_the_mean_over_both_views():
   np.testing.assert_array_equal(losses, plain.loss(variables, BATCH, key=KEY, train=True)[0])
 
 
+@pytest.mark.parametrize('mirror', [False, True])
+def test_shifted_prediction_is_the_mean_over_five_windows(mirror):
+  task, plain = classification(Net(), shift=1, mirror=mirror), classification(Net())
+  variables = task.init(KEY, BATCH)
+  padded = np.pad(BATCH['image'], ((0, 0), (1, 1), (1, 1), (0, 0)), mode='reflect')
+  views = [padded[:, y : y + 4, x : x + 4] for y, x in ((1, 1), (0, 0), (0, 2), (2, 0), (2, 2))]
+  if mirror:
+    views += [view[:, :, ::-1] for view in views]
+  logits = [np.asarray(plain.predict(variables, {'image': v}), np.float64) for v in views]
+  got = task.predict(variables, BATCH)
+  np.testing.assert_allclose(got, np.mean(logits, axis=0), rtol=1e-4, atol=1e-5)
+  assert np.abs(got - logits[0]).max() > 1e-3
+
+
+def test_a_shift_as_large_as_the_image_is_refused():
+  task = classification(Net(), shift=4)
+  with pytest.raises(UserError, match=r'eval_shift=4 must be below the image size 4x4'):
+    task.predict(classification(Net()).init(KEY, BATCH), BATCH)
+
+
+def test_features_are_what_goes_into_the_head():
+  task = classification(Net(norm=True))
+  variables = task.init(KEY, BATCH)
+  head = variables['params']['head']
+  logits = task.features(variables, BATCH) @ head['kernel'] + head['bias'][None]
+  np.testing.assert_allclose(logits, task.predict(variables, BATCH), rtol=1e-5, atol=1e-6)
+
+
 def test_loss_is_the_cross_entropy_of_the_prediction():
   task = classification(Net())
   variables = task.init(KEY, BATCH)

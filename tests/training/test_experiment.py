@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from cnnjax import config
+from cnnjax import config, models
+from cnnjax.data import pipeline, sources
 from cnnjax.errors import UserError
 from cnnjax.training import experiment
 
@@ -64,6 +65,56 @@ def test_streamed_equals_resident_to_the_bit(tmp_path):
   _, streamed, _ = run(c, tmp_path, 'pmap', 1)
   for a, b in zip(jax.tree.leaves(resident), jax.tree.leaves(streamed), strict=True):
     np.testing.assert_array_equal(a, b)
+
+
+RECIPE = {'micro_batches': 2, 'sam_radius': 0.05, 'ema_decay': 0.9}
+
+
+def test_recipes_make_the_same_update_on_one_device_and_two(tmp_path):
+  """With batch normalisation, too: the parts are of the same rows whatever the devices."""
+  c = small_config(batch_size=16, **RECIPE)
+  c.optimizer.lookahead = 2
+  (_, one, _), (_, two, _) = (run(c, tmp_path, 'pmap', n, steps=3) for n in (1, 2))
+  assert set(one.ema) == {'params', 'batch_stats'}
+  for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+    np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize('devices', [1, 2])
+@pytest.mark.parametrize('ema_decay', [0.0, 0.9])
+def test_statistics_taken_anew_are_those_of_the_training_batches(tmp_path, devices, ema_decay):
+  c = small_config(augment='', ema_decay=ema_decay, eval_statistics=3)
+  setup, state, _ = run(c, tmp_path, 'pmap', devices, steps=2)
+  new = setup.recalibrate(state)
+  source = sources.load('digits', 'train')
+  ids = np.concatenate([pipeline.train_ids(0, step, len(source), 16) for step in range(3)])
+  x = source[ids]['image'].astype(np.float32) / 255
+  x = (x - np.float32(setup.description['mean'])) / np.float32(setup.description['std'])
+  model = models.create('cnn', num_classes=10, **{k: v for k, v in c.model.items() if k != 'name'})
+  first = models.features(model, jax.device_get(state.evaluated), x, ['stage1/conv1'])
+  first = np.asarray(first['stage1/conv1'], np.float64)
+  found = jax.device_get(new.evaluated['batch_stats']['stage1']['norm1'])
+  np.testing.assert_allclose(found['mean'], first.mean((0, 1, 2)), rtol=1e-3, atol=1e-5)
+  np.testing.assert_allclose(found['var'], first.var((0, 1, 2)), rtol=5e-3)
+  # The parameters, and what training goes on with, are as they were.
+  for a, b in zip(
+    jax.tree.leaves(state.evaluated['params']),
+    jax.tree.leaves(new.evaluated['params']),
+    strict=True,
+  ):
+    np.testing.assert_array_equal(a, b)
+
+
+def test_features_are_of_every_example_in_order_on_any_devices(tmp_path):
+  c = small_config(batch_size=64)
+  (setup, state, _), (other, *_) = (run(c, tmp_path, 'pmap', n, steps=1) for n in (1, 2))
+  rows, labels = setup.features(state, 'test')
+  source = sources.load('digits', 'test')
+  np.testing.assert_array_equal(labels, source[np.arange(len(source))]['label'])
+  assert rows.shape == (len(source), 8)
+  again, labels_again = other.features(other.devices.replicate(jax.device_get(state)), 'test')
+  np.testing.assert_allclose(rows, again, rtol=1e-4, atol=1e-6)
+  np.testing.assert_array_equal(labels, labels_again)
 
 
 @pytest.mark.parametrize('how', DEVICES)

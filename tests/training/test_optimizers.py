@@ -258,3 +258,48 @@ def test_muon_without_optax_support_says_its_version(monkeypatch):
   monkeypatch.delattr(optax.contrib, 'MuonDimensionNumbers')
   with pytest.raises(UserError, match=f'optax {optax.__version__}'):
     optimizers.create('muon', 0.1)
+
+
+def test_lookahead_goes_half_way_back_after_every_second_update():
+  def leaf(p, *gradients):
+    slow, fast, trajectory = p, p, []
+    for t, g in enumerate(gradients, start=1):
+      fast = fast - RATE * g
+      if t % 2 == 0:
+        slow = fast = (slow + fast) / 2
+      trajectory.append(fast)
+    return np.stack(trajectory)
+
+  stacked = jax.tree.map(leaf, PARAMS, *GRADIENTS)
+  expected = [jax.tree.map(lambda x, t=t: x[t], stacked) for t in range(len(GRADIENTS))]
+  assert_close(run(optimizers.create('sgd', RATE, lookahead=2)), expected)
+
+
+def test_depths_follow_the_blocks():
+  tree = {
+    'stem': {'conv': {'kernel': 0}},
+    'stage1': {'block1': {'conv2': {'kernel': 0}, 'norm': {'scale': 0}}, 'block2': {'a': 0}},
+    'stage2': {'downsample': {'kernel': 0}, 'block1': {'a': 0}, 'block10': {'a': 0}},
+    'stage10': {'conv1': {'kernel': 0}, 'norm1': {'scale': 0}, 'conv2': {'kernel': 0}},
+    'head': {'dense1': {'kernel': 0}, 'dense2': {'kernel': 0}},
+  }
+  assert optimizers.depths(tree) == {
+    'stem': {'conv': {'kernel': 0}},
+    'stage1': {'block1': {'conv2': {'kernel': 1}, 'norm': {'scale': 1}}, 'block2': {'a': 2}},
+    'stage2': {'downsample': {'kernel': 3}, 'block1': {'a': 4}, 'block10': {'a': 5}},
+    'stage10': {'conv1': {'kernel': 6}, 'norm1': {'scale': 6}, 'conv2': {'kernel': 7}},
+    'head': {'dense1': {'kernel': 8}, 'dense2': {'kernel': 8}},
+  }
+
+
+def test_layer_decay_slows_the_earlier_blocks():
+  slowed = run(optimizers.create('sgd', RATE, layer_decay=0.5))[0]
+  plain = run(optimizers.create('sgd', RATE))[0]
+  # stem, norm, head: the norm here stands between them
+  for name, factor in (('stem', 0.25), ('norm', 0.5), ('head', 1.0)):
+    jax.tree.map(
+      lambda a, b, start, factor=factor: np.testing.assert_allclose(
+        a - start, factor * (b - start), rtol=1e-3, atol=1e-6
+      ),
+      slowed[name], plain[name], PARAMS[name],
+    )  # fmt: skip

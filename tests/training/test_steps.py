@@ -1,9 +1,12 @@
 """The train step against a gradient step written out by hand."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from cnnjax.tasks import Outputs, Task
 from cnnjax.training import state as state_lib
@@ -85,3 +88,98 @@ def test_what_is_drawn_depends_on_seed_step_and_id_alone():
   np.testing.assert_array_equal(draw(1, state, ids[:2])[0], first[:2])
   assert not np.any(draw(1, later, ids)[0] == first)
   assert not np.any(draw(2, state, ids)[0] == first)
+
+
+def least_squares(seed=0, rows=6):
+  rng = np.random.default_rng(seed)
+  x = rng.normal(size=(rows, 3)).astype(np.float32)
+  return x, {
+    'image': x, 'label': rng.integers(0, 4, rows), 'id': np.arange(rows),
+    'mask': np.array([1, 1, 0, 1, 1, 1], np.float32),
+  }  # fmt: skip
+
+
+def gradient(w, batch):
+  kept = batch['mask'] > 0
+  x, y = batch['image'][kept].astype(np.float64), batch['label'][kept]
+  return (2 * (x @ w - y)[:, None] * x).mean(axis=0)
+
+
+def trained(updates, rate=0.1, ema=False, **options):
+  """States after each update of least squares by gradient descent, and the metrics."""
+  x, batch = least_squares()
+  task, optimizer = linear_task(), optax.sgd(rate)
+  state = state_lib.init(jax.random.key(0), task, optimizer, {'image': x}, ema=ema)
+  step = steps.make_train_step(
+    task, optimizer, key=jax.random.key(1), preprocess=lambda key, images, ids, train: images,
+    **options,
+  )  # fmt: skip
+  step = jax.jit(step, donate_argnums=0)
+  history = []
+  for _ in range(updates):
+    state, metrics = step(state, batch)
+    history.append(jax.device_get((state, metrics)))
+  return history
+
+
+@pytest.mark.parametrize('micro_batches', [2, 3, 6])
+def test_micro_batches_add_up_to_the_batch(micro_batches):
+  for (a, x), (b, y) in zip(trained(2), trained(2, micro_batches=micro_batches), strict=True):
+    np.testing.assert_allclose(a.params['w'], b.params['w'], rtol=1e-5)
+    for name in x:
+      np.testing.assert_allclose(x[name], y[name], rtol=1e-5)
+
+
+def test_a_micro_batch_is_every_kth_row_and_they_run_in_order():
+  """Statistics of each part overwrite those before: what stays are the last part's."""
+  task = linear_task()
+
+  def loss(variables, batch, *, key=None, train):
+    losses, outputs = task.loss(variables, batch, key=key, train=train)
+    return losses, outputs._replace(batch_stats={'ids': batch['id']})
+
+  state = state_lib.init(jax.random.key(0), task, optax.sgd(0.1), {'image': np.ones((6, 3))})
+  state = dataclasses.replace(state, batch_stats={'ids': jnp.zeros(2, jnp.int32)})
+  step = steps.make_train_step(
+    task._replace(loss=loss), optax.sgd(0.1), key=jax.random.key(1), micro_batches=3,
+    preprocess=lambda key, images, ids, train: images,
+  )  # fmt: skip
+  _, batch = least_squares()
+  new, _ = step(state, {**batch, 'id': jnp.arange(6, dtype=jnp.int32)})
+  np.testing.assert_array_equal(new.batch_stats['ids'], [2, 5])
+
+
+def test_sharpness_aware_minimisation_by_hand():
+  radius = 0.3
+  _, batch = least_squares()
+  w = np.zeros(3)
+  for state, metrics in trained(3, sam_radius=radius):
+    g = gradient(w, batch)
+    g = gradient(w + radius * g / np.linalg.norm(g), batch)
+    w = w - 0.1 * g
+    np.testing.assert_allclose(state.params['w'], w, rtol=1e-4)
+    np.testing.assert_allclose(metrics['gradient_norm'], np.linalg.norm(g), rtol=1e-4)
+
+
+def test_moving_average_by_hand():
+  a = np.zeros(3)
+  for t, (state, _) in enumerate(trained(40, ema=True, ema_decay=0.5), start=1):
+    keep = min(0.5, (1 + t) / (10 + t))
+    a = keep * a + (1 - keep) * state.params['w'].astype(np.float64)
+    np.testing.assert_allclose(state.ema['params']['w'], a, rtol=1e-4)
+    assert state.evaluated is state.ema
+  assert keep == 0.5  # the warm-up is over, so both branches were taken
+  assert trained(1)[0][0].ema is None
+
+
+def test_evaluation_uses_the_moving_average():
+  (state, _), *_ = trained(1, ema=True, ema_decay=0.5)
+  x, batch = least_squares()
+  task = linear_task()._replace(
+    predict=lambda variables, batch: batch['image'] @ variables['params']['w'],
+    metrics=lambda logits, batch: {'sum': logits.sum()},
+  )
+  step = steps.make_eval_step(task, preprocess=lambda key, images, ids, train: images)
+  got = step(state, batch)['sum']
+  np.testing.assert_allclose(got, (x @ state.ema['params']['w']).sum(), rtol=1e-4)
+  assert abs(got - (x @ state.params['w']).sum()) > 1e-3
