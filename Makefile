@@ -4,13 +4,17 @@ VENV ?= .venv
 WORKDIR ?= runs/digits-lenet5
 BIN := $(VENV)/bin
 
-.PHONY: demo test sanitize lint format bench clean
+.PHONY: demo test test-faults sanitize lint format bench clean
 
 demo: $(VENV)/.installed $(VENV)/.onednn
 	$(BIN)/python -m cnnjax.main --config=experiments/digits/lenet5.py --workdir=$(WORKDIR)
 
 test: $(VENV)/.installed-test $(VENV)/.onednn
 	$(BIN)/python -m pytest -n 2
+
+# Kills, signals, lost workers and leaks, for half an hour; results are in docs/reliability.md.
+test-faults: $(VENV)/.installed-test $(VENV)/.onednn
+	$(BIN)/python -m pytest -n 0 -m long tests/test_faults_long.py
 
 # The compiled part under the address and undefined-behaviour sanitizers.
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g

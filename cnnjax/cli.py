@@ -1,9 +1,12 @@
 """What all commands share: flags parsed, a mistake told in one line, and the exit status.
 
-0 done; 2 a mistake in flags, config or data; 3 a non-finite loss; 143 after SIGTERM and 130 after
-SIGINT, with the state saved.
+0 done; 2 a mistake in flags, config or data; 3 a non-finite loss; 4 the machine failed (a full
+disk, a lost process), and the newest checkpoint stands; 75 when `config.max_seconds` are over, 143
+after SIGTERM and 130 after SIGINT, with the state saved. After 4, 75, 130 and 143 the same command
+goes on.
 """
 
+import errno
 import logging
 import sys
 from collections.abc import Callable
@@ -20,6 +23,13 @@ class Stopped(Exception):
   def __init__(self, message: str, status: int):
     super().__init__(message)
     self.status = status
+
+
+# What a file answers when it is the machine's fault or its owner's, not that of this program.
+_MACHINE = {
+  getattr(errno, name)
+  for name in ('ENOSPC', 'EDQUOT', 'EFBIG', 'EROFS', 'EIO', 'ESTALE', 'EACCES', 'EPERM')
+}
 
 
 class NonFinite(Exception):
@@ -46,7 +56,7 @@ def run(main: Callable[[], None]) -> None:
   Args:
     main: the command; it reads absl flags defined in its module.
   """
-  absl_logging.set_verbosity(absl_logging.ERROR)  # libraries' chatter
+  absl_logging.set_verbosity(absl_logging.FATAL)  # libraries' chatter; they raise errors as well
   logging.basicConfig(format='%(message)s', stream=sys.stderr)  # our own messages, a line each
   logging.getLogger('cnnjax').setLevel(logging.INFO)
   argv = sys.argv
@@ -61,9 +71,20 @@ def run(main: Callable[[], None]) -> None:
   except NonFinite as e:
     print(f'{_name(argv)}: {e}', file=sys.stderr)
     sys.exit(3)
+  except errors.MachineError as e:
+    print(f'{_name(argv)}: {e}', file=sys.stderr)
+    sys.exit(4)
+  except OSError as e:
+    if e.errno not in _MACHINE:
+      raise
+    print(f'{_name(argv)}: {e.strerror}: {e.filename or "a file"}', file=sys.stderr)
+    sys.exit(4)
   except Stopped as e:
     print(f'{_name(argv)}: {e}', file=sys.stderr)
     sys.exit(e.status)
+  except KeyboardInterrupt:
+    print(f'{_name(argv)}: interrupted', file=sys.stderr)
+    sys.exit(130)
 
 
 def _name(argv: list[str]) -> str:

@@ -46,6 +46,7 @@ def default() -> Config:
   c.data.resident_megabytes = 1024  # sets up to this size live on the device; 0: always stream
   c.data.workers = 0  # processes that read and decode a streamed set; 0: threads of this one
   c.data.prefetch = 2  # streamed batches on the device ahead of their step
+  c.data.timeout = 300.0  # seconds after which worker processes that give no batch are killed
   c.data.max_unreadable = 10  # training refuses when more images than this can't be read
 
   c.micro_batches = 1  # parts of a batch that go through the network one after the other
@@ -79,6 +80,7 @@ def default() -> Config:
   c.schedule.warmup_epochs = 0.0
   c.schedule.options = ConfigDict()  # that schedule's own arguments
 
+  c.max_seconds = 0.0  # after so long the run saves, exits with status 75 and can go on; 0: off
   c.log_every = 50  # steps
   c.profile = ''  # 'FIRST:LAST': these steps are profiled, for TensorBoard, into workdir/profile
   c.eval_every = placeholder(int)  # steps; None: once an epoch. The last step is always evaluated.
@@ -139,6 +141,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
   'epochs': (lambda v: v > 0, 'more than 0'),
   'batch_size': (lambda v: v >= 1 or v == -1, 'at least 1, or -1 for the whole training set'),
   'seed': (lambda v: 0 <= v < 2**32, 'from 0 to 2**32 - 1'),
+  'max_seconds': (lambda v: v >= 0, 'at least 0'),
   'log_every': (lambda v: v >= 1, 'at least 1'),
   'eval_every': (lambda v: v >= 1, 'at least 1'),
   'checkpoint.every': (lambda v: v >= 1, 'at least 1'),
@@ -151,6 +154,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
   'data.resident_megabytes': (lambda v: v >= 0, 'at least 0'),
   'data.workers': (lambda v: v >= 0, 'at least 0'),
   'data.prefetch': (lambda v: v >= 1, 'at least 1'),
+  'data.timeout': (lambda v: v > 0, 'more than 0'),
   'data.max_unreadable': (lambda v: v >= 0, 'at least 0'),
   'data.std': (lambda v: all(x > 0 for x in v), 'positive'),
   'loss.label_smoothing': (lambda v: 0 <= v < 1, 'in [0, 1)'),

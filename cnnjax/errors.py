@@ -1,4 +1,4 @@
-"""Mistakes that a person can mend: one line that names the field, the value and what is allowed."""
+"""Errors that end a command with one line: a person's mistakes, and faults of the machine."""
 
 import difflib
 from collections.abc import Iterable
@@ -7,6 +7,13 @@ from typing import Any
 
 class UserError(ValueError):
   """A mistake in flags, config or data; the command line prints its one line and exits with 2."""
+
+  def __init__(self, message: str):
+    super().__init__(' '.join(message.split()))
+
+
+class MachineError(RuntimeError):
+  """A full disk, a lost process: status 4. The config is right, the newest checkpoint stands."""
 
   def __init__(self, message: str):
     super().__init__(' '.join(message.split()))

@@ -10,7 +10,9 @@ import contextlib
 import functools
 import logging
 import math
+import multiprocessing
 import os
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,7 +21,7 @@ import numpy as np
 from absl import flags
 
 from cnnjax.data import preprocess, sources
-from cnnjax.errors import UserError
+from cnnjax.errors import MachineError, UserError
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -183,14 +185,43 @@ def _eval_plan(
 
 
 def _start_worker(index: int, count: int) -> None:
-  """Workers leave Ctrl-C to the main process, and may not touch an accelerator."""
+  """Workers leave signals to the main process, end with it, and touch no accelerator."""
   del index, count
   import signal
 
   import jax  # Grain has imported it; no backend is started here
 
+  # Both go to a whole group of processes: by Ctrl-C, and when a queue ends a job.
   signal.signal(signal.SIGINT, signal.SIG_IGN)
+  signal.signal(signal.SIGTERM, signal.SIG_IGN)
+  threading.Thread(target=_end_with_parent, daemon=True).start()
   jax.config.update('jax_platforms', 'cpu')
+
+
+def _end_with_parent() -> None:
+  """Without this, the workers of a main process that was killed would wait for it for ever."""
+  parent = multiprocessing.parent_process()
+  if parent is not None:
+    parent.join()
+    os._exit(1)
+
+
+def _workers() -> dict[int | None, Any]:
+  """This process's worker processes that live, by process number."""
+  children = multiprocessing.active_children()
+  return {p.pid: p for p in children if p.name.startswith('grain-process-prefetch')}
+
+
+def end_workers(seconds: float) -> None:
+  """Kills workers that gave no batch for so many seconds; their streams end in an error."""
+  workers = _workers()
+  if not workers:
+    _LOGGER.warning('no batch for %g s: the storage that holds the data may not answer', seconds)
+  for number, worker in workers.items():
+    _LOGGER.warning(
+      'data worker (process %s): no batch for config.data.timeout=%g s, killed', number, seconds
+    )
+    worker.kill()
 
 
 _open: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -226,10 +257,13 @@ def _read(batches: _Batches, workers: int) -> Iterator[Batch]:
   source, step, seen = batches.source, batches.start, set()
   limit = getattr(source, 'max_unreadable', 0) - getattr(source, 'num_unreadable', 0)
   iterator: Any = iter(dataset)
+  known: dict[int | None, Any] = {}
   atexit.unregister(_close_at_exit)  # the last registered is the first to run: before
   atexit.register(_close_at_exit)  # multiprocessing's, which came with Grain
   try:
     for batch in iterator:
+      if len(known) < workers:
+        known |= _workers()
       if workers:  # out of shared memory, which is scarce and not the caller's to hold
         batch = {key: _copy(value) for key, value in batch.items()}
       if not batch['mask'].all():
@@ -246,6 +280,14 @@ def _read(batches: _Batches, workers: int) -> Iterator[Batch]:
           )
       yield batch
       step += 1
+  except RuntimeError as e:
+    if not workers or 'terminated unexpectedly' not in str(e):  # Grain's words
+      raise
+    dead = [f'process {n}, exit code {p.exitcode}' for n, p in known.items() if p.exitcode]
+    raise MachineError(
+      f'a data worker ended unexpectedly ({"; ".join(dead) or "at its start"}): killed by hand, for'
+      ' its memory, or for hanging; the same command goes on from the newest checkpoint'
+    ) from e
   finally:
     iterator.close()
 

@@ -1,5 +1,6 @@
 """Keeps the device fed: the next batches are transferred while the current one is computed."""
 
+import contextlib
 import queue
 import threading
 import weakref
@@ -10,6 +11,7 @@ In = TypeVar('In')
 Out = TypeVar('Out')
 
 _POLL = 0.1  # seconds between looks at whether the consumer has gone
+_LOOKS = 10  # in which a timeout is waited for: a process that was suspended loses only one
 
 
 class _End:
@@ -58,8 +60,16 @@ def _stop(stop: threading.Event, thread: threading.Thread) -> None:
 class Prefetch(Generic[Out]):
   """An iterator that a thread fills; see `prefetch`. A context manager that closes."""
 
-  def __init__(self, iterator: Iterator[Any], put: Callable[[Any], Out], size: int):
+  def __init__(
+    self,
+    iterator: Iterator[Any],
+    put: Callable[[Any], Out],
+    size: int,
+    timeout: float,
+    on_timeout: Callable[[], None],
+  ):
     self._queue: queue.Queue = queue.Queue(size)
+    self._timeout, self._on_timeout = timeout, on_timeout
     stop = threading.Event()
     # The thread doesn't hold `self`: an iterator that nobody holds any more stops by itself, and
     # at exit the finalizer joins the thread before the interpreter is torn down.
@@ -75,13 +85,22 @@ class Prefetch(Generic[Out]):
   def __next__(self) -> Out:
     if not self._finalize.alive:
       raise StopIteration
-    item = self._queue.get()
+    item = self._get()
     if isinstance(item, _End):
       self.close()
       if item.error is not None:
         raise item.error
       raise StopIteration
     return item
+
+  def _get(self) -> Any:
+    if not self._timeout:
+      return self._queue.get()
+    while True:
+      for _ in range(_LOOKS):
+        with contextlib.suppress(queue.Empty):
+          return self._queue.get(timeout=self._timeout / _LOOKS)
+      self._on_timeout()
 
   def close(self) -> None:
     """Stops the thread and closes the iterator underneath; closing twice is harmless."""
@@ -94,13 +113,22 @@ class Prefetch(Generic[Out]):
     self.close()
 
 
-def prefetch(iterator: Iterator[In], put: Callable[[In], Out], size: int = 2) -> Prefetch[Out]:
+def prefetch(
+  iterator: Iterator[In],
+  put: Callable[[In], Out],
+  size: int = 2,
+  *,
+  timeout: float = 0.0,
+  on_timeout: Callable[[], None] = lambda: None,
+) -> Prefetch[Out]:
   """Runs `put` (the transfer to the device) ahead of the consumer, in a thread.
 
   Args:
     iterator: host batches; used only by the thread from here on, and closed at the end.
     put: called on each item.
     size: how many results may wait; one more is in the making.
+    timeout: seconds that the consumer waits before `on_timeout` is called; 0 for ever.
+    on_timeout: does something about an iterator that hangs; the wait goes on after it.
 
   Returns:
     An iterator over `put(item)` in order. An error in the iterator or in `put` is raised where
@@ -108,4 +136,4 @@ def prefetch(iterator: Iterator[In], put: Callable[[In], Out], size: int = 2) ->
   """
   if size < 1:
     raise ValueError(f'size={size}: allowed 1 or more')
-  return Prefetch(iterator, put, size)
+  return Prefetch(iterator, put, size, timeout, on_timeout)

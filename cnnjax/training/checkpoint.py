@@ -1,14 +1,22 @@
 """Checkpoints of the state: the only file that names Orbax.
 
 A checkpoint holds every array of the state under its path (`params/head/kernel`) and, as JSON,
-the progress that isn't an array. Arrays are written from host copies, so a checkpoint doesn't
+the progress that isn't an array, the test figures, and SHA-256 sums of all of these, against which
+they are held when they are read. Arrays are written from host copies, so a checkpoint doesn't
 depend on how many devices made it.
 """
 
+import contextlib
+import functools
 import hashlib
+import json
+import logging
 import os
-from collections.abc import Mapping
-from typing import Any
+import re
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import flax.serialization
 import flax.traverse_util
@@ -18,7 +26,31 @@ import numpy as np
 from cnnjax import errors
 from cnnjax.training.state import State
 
+_LOGGER = logging.getLogger(__name__)
+
 PARTS = ('params', 'batch_stats', 'opt_state', 'ema')
+
+
+class Damaged(Exception):
+  """What a checkpoint's files hold isn't what was saved; the message says what differs."""
+
+
+class _Keep(NamedTuple):
+  """Which checkpoints Orbax keeps: the last ones, and the best.
+
+  Not Orbax's own BestN: with it the figures aren't saved, so that a resumed run drops its best.
+  """
+
+  last: int
+  best: int
+  figures: dict[int, float]  # by step
+
+  def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+    del context
+    steps = [c.step for c in checkpoints]
+    ranked = sorted((self.figures[s], s) for s in steps if s in self.figures)
+    kept = {*steps[-self.last :], *(s for _, s in ranked[len(ranked) - self.best :])}
+    return [s in kept for s in steps]
 
 
 def _to_flat(state: State) -> dict[str, np.ndarray]:
@@ -62,6 +94,29 @@ def fingerprint(flat: Mapping[str, np.ndarray]) -> dict[str, str]:
   return {part: h.hexdigest() for part, h in hashes.items()}
 
 
+def _sha256(value: Any) -> str:
+  return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+@functools.cache
+def _silence() -> None:
+  """Once a read has failed, TensorStore tells asyncio of the others, which no longer listens."""
+  logging.getLogger('asyncio').setLevel(logging.CRITICAL)
+  before = sys.unraisablehook
+  sys.unraisablehook = lambda u: str(u.exc_value) == 'Event loop is closed' or before(u)
+
+
+@contextlib.contextmanager
+def _saving(directory: Any) -> Iterator[None]:
+  try:
+    yield
+  except Exception as e:  # of the file system, from many libraries
+    code = re.search(r"os_error_code='(\d+)'", str(e))  # TensorStore's words, at the end of many
+    number = int(code[1]) if code else getattr(e, 'errno', None)
+    reason = os.strerror(number) if number else f'{type(e).__name__}: {e}'[:300]
+    raise errors.MachineError(f'a checkpoint cannot be saved in {directory}: {reason}') from e
+
+
 class Checkpoints:
   """The checkpoints of a working directory.
 
@@ -90,29 +145,26 @@ class Checkpoints:
     import orbax.checkpoint as ocp
 
     self._ocp = ocp
-    policies = ocp.checkpoint_managers
-    keep: list[Any] = [policies.LatestN(keep_last)]
-    if keep_best:
-      keep.append(
-        policies.BestN(
-          get_metric_fn=lambda metrics: metrics[best_metric],
-          n=keep_best,
-          keep_checkpoints_without_metrics=False,
-        )
-      )
+    self._read_only, self._best_metric = read_only, best_metric
+    self._damaged = os.path.abspath(os.path.join(workdir, 'damaged'))
+    self._keep = _Keep(keep_last, keep_best, {})
     self._manager = ocp.CheckpointManager(
       os.path.abspath(os.path.join(workdir, 'checkpoints')),
       options=ocp.CheckpointManagerOptions(
-        preservation_policy=policies.AnyPreservationPolicy(keep),
+        preservation_policy=self._keep,
         enable_async_checkpointing=not read_only,
         read_only=read_only,
         create=not read_only,
+        cleanup_tmp_directories=not read_only,  # what a killed save has left
       ),
       item_handlers={
         'state': ocp.PyTreeCheckpointHandler(),
         'progress': ocp.JsonCheckpointHandler(),
       },
     )
+    for step in () if read_only else self.steps():
+      with contextlib.suppress(Damaged):
+        self._note(step, self._read_json(step)['figures'])
 
   def steps(self) -> list[int]:
     """The steps that can be restored, ascending."""
@@ -127,18 +179,53 @@ class Checkpoints:
       state: with `state.step` as the checkpoint's name.
       progress: JSON that resuming needs besides the state.
       metrics: test figures, by which the best are kept.
+
+    Raises:
+      MachineError: this save or the one before failed; what is there stays as it is.
     """
     step = int(state.step)
     if step in self._manager.all_steps():
       return
+    args, flat = self._ocp.args, _to_flat(state)
+    saved: dict[str, Any] = {'progress': dict(progress), 'figures': dict(metrics or {})}
+    saved['fingerprint'] = fingerprint(flat)
+    saved['sha256'] = _sha256(saved)
+    self._note(step, saved['figures'])
+    with _saving(self._manager.directory):
+      items = args.Composite(state=args.PyTreeSave(flat), progress=args.JsonSave(saved))
+      self._manager.save(step, args=items)
+
+  def _note(self, step: int, figures: Mapping[str, float]) -> None:
+    if self._best_metric in figures:
+      self._keep.figures[step] = figures[self._best_metric]
+
+  def _read_json(self, step: int) -> dict[str, Any]:
     args = self._ocp.args
-    self._manager.save(
-      step,
-      args=args.Composite(
-        state=args.PyTreeSave(_to_flat(state)), progress=args.JsonSave(dict(progress))
-      ),
-      metrics=None if metrics is None else dict(metrics),
-    )
+    try:
+      saved = self._manager.restore(step, args=args.Composite(progress=args.JsonRestore()))
+      saved = saved['progress']
+      if saved.pop('sha256') == _sha256(saved):
+        return saved
+      reason = 'its SHA-256 is another'
+    except Exception as e:  # of any library: damaged bytes break anything
+      reason = ' '.join(f'{type(e).__name__}: {e}'.split())[:200]
+    raise Damaged(f'progress: {reason}')
+
+  def _read(self, step: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays and the JSON of a step, held against their sums."""
+    _silence()
+    saved, args = self._read_json(step), self._ocp.args
+    try:
+      flat = self._manager.restore(step, args=args.Composite(state=args.PyTreeRestore()))['state']
+      found = fingerprint(flat)
+    except Exception as e:
+      raise Damaged(f'state: {" ".join(f"{type(e).__name__}: {e}".split())[:200]}') from e
+    if int(flat.get('step', -1)) != step:
+      raise Damaged(f'step: it says {flat.get("step")}')
+    for part, digest in saved['fingerprint'].items():
+      if found[part] != digest:
+        raise Damaged(f'{part}: its SHA-256 is another')
+    return flat, saved
 
   def read(self, step: int | None = None) -> dict[str, np.ndarray]:
     """All arrays of a checkpoint by path, on the host.
@@ -147,30 +234,60 @@ class Checkpoints:
       step: which; the newest if None.
 
     Raises:
-      UserError: there is no such checkpoint.
+      UserError: there is no such checkpoint, or it is damaged.
     """
-    args = self._ocp.args
-    return self._manager.restore(self._step(step), args=args.Composite(state=args.PyTreeRestore()))[
-      'state'
-    ]
+    step = self._step(step)
+    try:
+      return self._read(step)[0]
+    except Damaged as e:
+      raise errors.UserError(f'{self._manager.directory}/{step} is damaged: {e}') from e
 
   def restore(self, state: State, step: int | None = None) -> tuple[State, dict[str, Any]]:
     """Fills `state`'s arrays from a checkpoint.
 
     Args:
       state: a state of the right structure, whose values are replaced.
-      step: which checkpoint; the newest if None.
+      step: which checkpoint; if None, the newest that isn't damaged. Damaged newer ones are named
+        in a log line and, unless read only, moved to `<workdir>/damaged`.
 
     Returns:
       The state (NumPy arrays) and the progress saved with it.
 
     Raises:
-      UserError: there is no such checkpoint, or it is another model's.
+      UserError: there is no such checkpoint, it is damaged, or it is another model's.
     """
-    step = self._step(step)
-    args = self._ocp.args
-    restored = self._manager.restore(step, args=args.Composite(progress=args.JsonRestore()))
-    return _from_flat(state, self.read(step)), restored['progress']
+    steps = self.steps() if step is None else []
+    damaged: dict[int, Damaged] = {}
+    for candidate in reversed(steps or [self._step(step)]):
+      try:
+        flat, saved = self._read(candidate)
+      except Damaged as e:
+        damaged[candidate] = e
+        continue
+      restored = _from_flat(state, flat)
+      for bad, reason in damaged.items():
+        _LOGGER.warning(
+          '%s/%d is damaged (%s): going on from step %d',
+          self._manager.directory, bad, reason, candidate,
+        )  # fmt: skip
+        self._set_aside(bad)
+      return restored, saved['progress']
+    reasons = ', '.join(f'step {s} ({e})' for s, e in damaged.items())
+    raise errors.UserError(
+      f'every checkpoint asked for in {self._manager.directory} is damaged: {reasons}; to train'
+      ' from the start, remove that folder'
+    )
+
+  def _set_aside(self, step: int) -> None:
+    # Out of the way of the step's next checkpoint, and of the count of those that are kept.
+    if self._read_only:
+      return
+    aside = os.path.join(self._damaged, str(step))
+    shutil.rmtree(aside, ignore_errors=True)
+    os.makedirs(self._damaged, exist_ok=True)
+    os.replace(self._manager.directory / str(step), aside)
+    self._manager.reload()
+    self._keep.figures.pop(step, None)
 
   def _step(self, step: int | None) -> int:
     steps = self.steps()
@@ -182,13 +299,15 @@ class Checkpoints:
     return steps[-1] if step is None else step
 
   def check(self) -> None:
-    """Raises what an asynchronous save has failed with since the last look."""
-    self._manager.check_for_errors()
+    """Raises a MachineError if an asynchronous save has failed since the last look."""
+    with _saving(self._manager.directory):
+      self._manager.check_for_errors()
 
   def __enter__(self) -> 'Checkpoints':
     return self
 
   def __exit__(self, *exc: object) -> None:
-    """Waits for saves under way and raises what they failed with."""
-    self._manager.wait_until_finished()
-    self._manager.close()
+    """Waits for saves under way; raises a MachineError if one failed."""
+    with _saving(self._manager.directory):
+      self._manager.wait_until_finished()
+      self._manager.close()

@@ -272,18 +272,28 @@ def make_plan(config: Config, train_size: int, test_size: int, devices: int) -> 
 def _describe(
   config: Config, directory: str, train: sources.Source, test: sources.Source
 ) -> dict[str, Any]:
+  found = {
+    'name': config.data.name,
+    'class_names': list(train.class_names),
+    'train_examples': len(train),
+    'test_examples': len(test),
+  }
   stored = workdir.read_json(directory, 'data.json')
   if stored is not None:
+    changed = [k for k, v in found.items() if stored.get(k) != v]
+    if changed:  # the order of the examples would be another
+      key = changed[0]
+      raise errors.UserError(
+        f'config.data.name={config.data.name!r} has changed since this run began: {key} was'
+        f' {stored.get(key)!r}, is {found[key]!r}; restore the data or choose another workdir'
+      )
     return stored
   if config.data.mean:
     mean, std = config.data.mean, config.data.std
   else:
     mean, std = sources.statistics(train)
   description = {
-    'name': config.data.name,
-    'class_names': list(train.class_names),
-    'train_examples': len(train),
-    'test_examples': len(test),
+    **found,
     'mean': [float(x) for x in mean],
     'std': [float(x) for x in std],
   }
@@ -351,12 +361,21 @@ def _streamed_feed(config, plan, devices, train, test) -> _Feed:
       ),
       **options,
     )
-    return prefetch.prefetch(batches, devices.split, config.data.prefetch)
+    return ahead(batches)
 
   def passes(name):
     source = train if name == 'train' else test
-    batches = pipeline.eval_batches(source, batch_size=plan.eval_batch_size, **options)
-    return prefetch.prefetch(batches, devices.split, config.data.prefetch)
+    return ahead(pipeline.eval_batches(source, batch_size=plan.eval_batch_size, **options))
+
+  def ahead(batches):
+    seconds = config.data.timeout
+    return prefetch.prefetch(
+      batches,
+      devices.split,
+      config.data.prefetch,
+      timeout=seconds,
+      on_timeout=functools.partial(pipeline.end_workers, seconds),
+    )
 
   def compile(step, data, donate):
     del data

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from cnnjax.training import checkpoint, experiment, metrics, probes, steps, work
 from cnnjax.training.clock import Clock
 from cnnjax.training.signals import Signals
 from cnnjax.training.state import State
+from cnnjax.training.watchdog import Watchdog
 
 Row = dict[str, Any]
 
@@ -31,6 +33,7 @@ class Progress:
     correct: how many of them were classified right.
     gradient_norm: summed over the steps.
     seconds: spent in steps, in the whole run.
+    data: a checksum of the examples of all steps so far, in the steps' order.
   """
 
   updates: int = 0
@@ -39,12 +42,14 @@ class Progress:
   correct: float = 0.0
   gradient_norm: float = 0.0
   seconds: float = 0.0
+  data: int = 0
 
   def add(self, values: Mapping[str, Any]) -> None:
     """Adds one step's metrics, in float64."""
     self.updates += 1
     for name in ('count', 'loss', 'correct', 'gradient_norm'):
       setattr(self, name, getattr(self, name) + float(values[name]))
+    self.data = zlib.crc32(int(values['data']).to_bytes(4, 'little'), self.data)
 
   def figures(self) -> Row:
     """Means over the window: of loss and accuracy over examples, of the norm over steps."""
@@ -53,6 +58,7 @@ class Progress:
       'loss': self.loss / count,
       'accuracy': self.correct / count,
       'gradient_norm': self.gradient_norm / max(self.updates, 1),
+      'data': f'{self.data:08x}',
     }
 
   def clear(self) -> None:
@@ -73,10 +79,13 @@ def train(config: Config, directory: str) -> Row:
   Raises:
     UserError: a mistake in the config or data.
     NonFinite: the loss, its gradient or a parameter stopped being a number.
-    Stopped: SIGTERM or SIGINT came; the state is saved.
+    MachineError: the disk is full, or a process was lost; the newest checkpoint stands.
+    Stopped: SIGTERM or SIGINT came, or the time is over; the state is saved.
   """
-  with Signals() as signals, contextlib.ExitStack() as stack:
+  with Signals(config.max_seconds) as signals, contextlib.ExitStack() as stack:
     # Set-up: data, model, steps
+    if jax.process_index() == 0:
+      stack.enter_context(workdir.lock(directory))
     workdir.prepare(directory, config)
     setup = experiment.create(config, directory)
     plan = setup.plan
@@ -105,6 +114,7 @@ def train(config: Config, directory: str) -> Row:
     clock = Clock(progress.seconds)
     output = stack.enter_context(writers.Writers(directory, plan.steps, step=first))
     batches = stack.enter_context(contextlib.closing(setup.train_batches(first)))
+    watchdog = stack.enter_context(Watchdog())
     pending: list[steps.Metrics] = []
 
     def drain(step: int) -> None:
@@ -133,8 +143,9 @@ def train(config: Config, directory: str) -> Row:
       progress.clear()
 
     def save(step: int, row: Row | None) -> None:
-      if not all_finite(state.params):
-        raise NonFinite(f'step {step}: a parameter is no longer finite')
+      # What can't be gone on from is not saved, or it would drive out the last healthy checkpoint.
+      if not all_finite(state):
+        raise NonFinite(f'step {step}: a number of the state is no longer finite')
       figures = {k: v for k, v in row.items() if isinstance(v, float)} if row else None
       checkpoints.save(state, dataclasses.asdict(progress), figures)
 
@@ -147,6 +158,9 @@ def train(config: Config, directory: str) -> Row:
       if step == first + 1:
         jax.block_until_ready(values)
         clock.start()  # this step was compiled as well, so it isn't timed
+      elif len(pending) > 1:
+        # One step ahead of the device and no more: a signal waits for what is under way.
+        jax.block_until_ready(pending[-2])
 
       last = step == plan.steps
       stopping = bool(signals) and not last  # looked at once: one that comes later waits a step
@@ -155,10 +169,11 @@ def train(config: Config, directory: str) -> Row:
       if last or step % config.log_every == 0:
         drain(step)
         log(step)
+      watchdog.finished(step)
       if not (evaluating or saving):
         continue
       drain(step)
-      with clock.paused():
+      with clock.paused(), watchdog.paused():
         row = None
         if evaluating:
           row = {'step': step, 'split': 'test', **evaluate(setup, state)}

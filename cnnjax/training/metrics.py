@@ -30,15 +30,27 @@ def training_sums(losses: Array, logits: Array, batch: Batch) -> Sums:
       `mask` `[N]`: an example counts where it is positive. Without a mask all count.
 
   Returns:
-    Scalars: `loss` float32, `count` and `correct` int32.
+    Scalars: `loss` float32, `count` and `correct` int32, and with `id` in the batch `data` uint32:
+    a checksum of which examples count, whatever their order.
   """
   true, keep = _true_and_keep(batch)
   correct = keep & (_rank(logits, true) == 0)
-  return {
+  sums = {
     'loss': jnp.where(keep, losses, 0.0).sum(dtype=jnp.float32),
     'count': keep.sum(dtype=jnp.int32),
     'correct': correct.sum(dtype=jnp.int32),
   }
+  if 'id' in batch:
+    sums['data'] = jnp.where(keep, _hash(batch['id']), 0).sum(dtype=jnp.uint32)
+  return sums
+
+
+def _hash(ids: Array) -> Array:
+  """32 bits that mix those of each id, with the constants of https://nullprogram.com/blog/2018/07/31"""
+  x = ids.astype(jnp.uint32) + 1
+  x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+  x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+  return x ^ (x >> 16)
 
 
 def evaluation_sums(

@@ -1,17 +1,29 @@
-"""SIGTERM and SIGINT as a wish that the loop looks at between steps."""
+"""SIGTERM, SIGINT and the end of the time, as a wish that the loop looks at between steps."""
 
 import signal
 import threading
+import time
 from types import FrameType
 
 from cnnjax.cli import Stopped
 
+OUT_OF_TIME = 75  # EX_TEMPFAIL of sysexits.h: not finished, try again
+
 
 class Signals:
-  """A context in which the first SIGTERM or SIGINT is remembered and the second acts as ever."""
+  """A context in which the first SIGTERM or SIGINT is remembered and the second acts as ever.
 
-  def __init__(self) -> None:
-    """Installs nothing yet."""
+  True once a signal came or the time is over.
+  """
+
+  def __init__(self, max_seconds: float = 0.0) -> None:
+    """Installs nothing yet.
+
+    Args:
+      max_seconds: how long the run may take from now; 0 for as long as it likes.
+    """
+    self._max_seconds = max_seconds
+    self._started = time.monotonic()
     self._received: signal.Signals | None = None
     self._previous: dict[int, object] = {}
 
@@ -33,9 +45,11 @@ class Signals:
     signal.signal(number, self._previous[number])  # type: ignore[arg-type]
 
   def __bool__(self) -> bool:
-    return self._received is not None
+    late = self._max_seconds and time.monotonic() - self._started >= self._max_seconds
+    return self._received is not None or bool(late)
 
   def stopped(self, where: str) -> Stopped:
-    """The exception that ends the run: exit status 128 + the signal's number."""
-    assert self._received is not None
+    """The exception that ends the run: exit status 75, or 128 + the signal's number."""
+    if self._received is None:
+      return Stopped(f'config.max_seconds={self._max_seconds:g}: stopped {where}', OUT_OF_TIME)
     return Stopped(f'{self._received.name}: stopped {where}', 128 + self._received)

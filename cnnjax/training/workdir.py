@@ -1,11 +1,15 @@
 """The working directory: what identifies the run, and the refusal of another run's directory."""
 
+import contextlib
+import fcntl
 import json
+import logging
 import os
 import platform
+import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from typing import Any
 
@@ -13,6 +17,42 @@ import jax
 
 from cnnjax import errors
 from cnnjax.config import Config, leaves
+
+_LOGGER = logging.getLogger(__name__)
+
+_MAY_CHANGE = ('max_seconds', 'data.timeout')  # between two starts: no result depends on them
+
+
+@contextlib.contextmanager
+def lock(workdir: str) -> Iterator[None]:
+  """Keeps every other run out of the directory, which is created if missing, until the end.
+
+  The kernel drops the lock when this process ends, however it ends; the file stays, and means
+  nothing by itself. On NFS it holds between machines where the server locks (NFSv4, or lockd).
+
+  Raises:
+    UserError: another run holds it, or the directory can't be written.
+  """
+  path = os.path.join(workdir, '.lock')
+  try:
+    os.makedirs(workdir, exist_ok=True)
+    file = open(path, 'a+')  # noqa: SIM115  closed below
+  except OSError as e:
+    raise errors.UserError(f'--workdir={workdir!r} cannot be written: {e.strerror}') from e
+  with file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as e:
+      file.seek(0)
+      raise errors.UserError(
+        f'--workdir={workdir!r} is in use by another run ({file.read().strip()}): wait for its end'
+        ' or choose another workdir'
+      ) from e
+    except OSError as e:  # a file system without locks
+      _LOGGER.warning('%s cannot be locked (%s): start no second run there', path, e.strerror)
+    file.truncate(0)
+    print(f'process {os.getpid()} on {socket.gethostname()}', file=file, flush=True)
+    yield
 
 
 def prepare(workdir: str, config: Config) -> None:
@@ -40,7 +80,8 @@ def check(workdir: str, config: Config) -> Any:
   if old is None:
     return None
   before, after = dict(leaves(old)), dict(leaves(json.loads(config.to_json())))
-  changed = [k for k in sorted({*before, *after}) if before.get(k) != after.get(k)]
+  keys = sorted({*before, *after}.difference(_MAY_CHANGE))
+  changed = [k for k in keys if before.get(k) != after.get(k)]
   if changed:
     key = changed[0]
     raise errors.UserError(

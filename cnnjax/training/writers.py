@@ -2,9 +2,13 @@
 
 import json
 import os
+import socket
 import sys
+import time
 from collections.abc import Mapping
 from typing import Any, TextIO
+
+from cnnjax.errors import MachineError
 
 Row = Mapping[str, Any]
 
@@ -23,7 +27,7 @@ class Jsonl:
     kept = [line for line, row in _rows(path) if row['step'] <= step]
     partial = path + '.partial'
     with open(partial, 'w') as f:
-      f.writelines(kept)
+      f.writelines(line.rstrip('\n') + '\n' for line in kept)  # the last may lack its end
     os.replace(partial, path)
     self._file = open(path, 'a')  # noqa: SIM115  closed by close()
 
@@ -41,7 +45,7 @@ def _rows(path: str) -> list[tuple[str, dict[str, Any]]]:
   if not os.path.exists(path):
     return []
   rows = []
-  with open(path) as f:
+  with open(path, errors='replace') as f:
     for line in f:
       try:
         rows.append((line, json.loads(line)))
@@ -60,19 +64,37 @@ class TensorBoard:
 
   def __init__(self, workdir: str, *, step: int = 0):
     """Opens a new event file; TensorBoard hides what earlier ones hold past `step`."""
-    import tensorboardX
+    # Not SummaryWriter: it writes in a thread, and when that dies of a full disk, the next rows
+    # wait for it forever.
+    from tensorboardX import record_writer, summary
+    from tensorboardX.proto import event_pb2
 
-    self._writer = tensorboardX.SummaryWriter(workdir, purge_step=step + 1)
+    proto: Any = event_pb2  # its classes are made when it is imported
+    self._event, self._scalar = proto.Event, summary.scalar
+    name = f'events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}'
+    self._file = record_writer.RecordWriter(os.path.join(workdir, name))
+    self._flushed = time.monotonic()
+    start = proto.SessionLog(status=proto.SessionLog.START)
+    self._add(file_version='brain.Event:2')
+    self._add(step=step + 1, session_log=start)
+
+  def _add(self, **fields: Any) -> None:
+    event = self._event(wall_time=time.time(), **fields)
+    self._file.write(event.SerializeToString())
 
   def write(self, row: Row) -> None:
     """Adds every number of the row."""
     for name, value in row.items():
       if name != 'step' and isinstance(value, int | float):
-        self._writer.add_scalar(f'{row["split"]}/{name}', value, row['step'])
+        scalar = self._scalar(f'{row["split"]}/{name}', value)
+        self._add(step=row['step'], summary=scalar)
+    if time.monotonic() - self._flushed > 10:  # seconds; it waits for the disk
+      self._file.flush()
+      self._flushed = time.monotonic()
 
   def close(self) -> None:
-    """Flushes and closes the file."""
-    self._writer.close()
+    """Closes the file."""
+    self._file.close()
 
 
 class Writers:
@@ -88,7 +110,7 @@ class Writers:
     """
     import jax
 
-    self._files = []
+    self._workdir, self._files = workdir, []
     if jax.process_index() == 0:
       self._files = [Jsonl(workdir, step=step), TensorBoard(workdir, step=step)]
       self._files.append(Console(total_steps))
@@ -96,14 +118,25 @@ class Writers:
   def __enter__(self) -> 'Writers':
     return self
 
-  def __exit__(self, *exc: object) -> None:
+  def __exit__(self, kind: object, *exc: object) -> None:
     for writer in self._files:
-      writer.close()
+      try:
+        writer.close()
+      except OSError as e:
+        if kind is None:  # after an error, it is what was told already
+          raise MachineError(f'metrics in {self._workdir} cannot be written: {e.strerror}') from e
 
   def write(self, row: Row) -> None:
-    """Writes a row everywhere."""
+    """Writes a row everywhere.
+
+    Raises:
+      MachineError: the disk is full or failing.
+    """
     for writer in self._files:
-      writer.write(row)
+      try:
+        writer.write(row)
+      except OSError as e:
+        raise MachineError(f'metrics in {self._workdir} cannot be written: {e.strerror}') from e
 
 
 class Console:

@@ -2,13 +2,15 @@
 
 import itertools
 import multiprocessing
+import os
+import signal
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from cnnjax.data import pipeline, preprocess, sources
-from cnnjax.errors import UserError
+from cnnjax.data import pipeline, prefetch, preprocess, sources
+from cnnjax.errors import MachineError, UserError
 
 DIGITS = sources.digits('test')
 
@@ -168,6 +170,24 @@ def test_random_crops_resume_and_workers_are_bitwise_equal(photos):
   turns = [b['image'][b['id'] == 3] for b in straight if (b['id'] == 3).any()]
   assert len(turns) > 1
   assert (turns[0][0] != turns[1][0]).any()
+
+
+def test_a_worker_that_hangs_is_named_and_ended(caplog):
+  hangs: list[int] = []
+  stream = prefetch.prefetch(
+    pipeline.train_batches(DIGITS, seed=0, batch_size=64, workers=1),
+    lambda batch: batch,
+    timeout=0.3,
+    on_timeout=lambda: pipeline.end_workers(0.3) if hangs else None,
+  )
+  next(stream)  # the worker has started
+  (worker,) = multiprocessing.active_children()
+  os.kill(worker.pid, signal.SIGSTOP)
+  hangs.append(worker.pid)
+  with pytest.raises(MachineError, match=rf'process {worker.pid}, exit code -9'):
+    take(stream, 100)
+  assert f'data worker (process {worker.pid}): no batch for' in caplog.text
+  assert not multiprocessing.active_children()
 
 
 def test_mixed_sizes_name_the_setting(photos):

@@ -51,6 +51,23 @@ def test_order_and_end():
   assert not _threads()
 
 
+def test_a_source_that_hangs_is_told_to_somebody_who_can_end_it():
+  hangs, calls = threading.Event(), []
+
+  def source():
+    yield 1
+    hangs.wait()
+    yield 2
+
+  def on_timeout():
+    calls.append(1)
+    if len(calls) == 2:
+      hangs.set()
+
+  assert list(prefetch(source(), lambda x: x, timeout=0.05, on_timeout=on_timeout)) == [1, 2]
+  assert len(calls) == 2
+
+
 def test_runs_in_a_thread_and_not_too_far_ahead():
   source = Counting(100)
   names = []

@@ -1,4 +1,4 @@
-"""Checkpoints: exact round trip, retention, fingerprints, and the wrong model refused."""
+"""Checkpoints: exact round trip, retention, fingerprints, damage; the wrong model is refused."""
 
 import jax
 import jax.numpy as jnp
@@ -6,9 +6,10 @@ import numpy as np
 import optax
 import pytest
 
-from cnnjax.errors import UserError
+from cnnjax.errors import MachineError, UserError
 from cnnjax.training import checkpoint
 from cnnjax.training.state import State
+from tests.commands import limited_files
 
 
 def make_state(step=0, width=3, fill=0.5):
@@ -83,3 +84,92 @@ def test_fingerprint_sees_every_bit_name_and_type():
     found = checkpoint.fingerprint(other)
     assert found['params'] != base['params']
     assert found['opt_state'] == base['opt_state']
+
+
+def equal(a, b):
+  return all(
+    np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+  )
+
+
+def every_damage(file):
+  """The bytes of a file: cut to half, gone, and with a bit flipped in four places."""
+  data = file.read_bytes()
+  yield data[: len(data) // 2]
+  yield b''
+  for at in np.linspace(0, len(data) - 1, 4).astype(int):
+    yield data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :]
+
+
+def test_damage_in_any_file_never_gives_wrong_weights(tmp_path, caplog):
+  old, new = make_state(1, fill=0.25), make_state(2, fill=0.75)
+  with open_checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(old, {'loss': 1.5}, {'accuracy': 0.5})
+    checkpoints.save(new, {'loss': 2.5}, {'accuracy': 0.75})
+  files = [f for f in (tmp_path / 'checkpoints' / '2').rglob('*') if f.is_file()]
+  fell_back = set()
+  for file in files:
+    whole = file.read_bytes()
+    for broken in every_damage(file):
+      caplog.clear()
+      file.write_bytes(broken)
+      with open_checkpoints(tmp_path, read_only=True) as checkpoints:
+        state, progress = checkpoints.restore(make_state())
+      step = int(state.step)
+      assert equal(state, {1: old, 2: new}[step]), file
+      assert progress == {'loss': step + 0.5}
+      assert (step == 1) == any('2 is damaged' in line for line in caplog.messages)
+      if step == 1:
+        fell_back.add(file.parent.name)
+    file.write_bytes(whole)
+  assert {'progress', 'd'} <= fell_back  # the JSON and the arrays
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_made_anew(tmp_path):
+  with open_checkpoints(tmp_path, keep_last=1, keep_best=1) as checkpoints:
+    for step, accuracy in ((1, 0.9), (2, 0.5)):
+      checkpoints.save(make_state(step), {}, {'accuracy': accuracy})
+  (tmp_path / 'checkpoints' / '2' / 'progress' / 'metadata').write_text('{}')
+  with open_checkpoints(tmp_path, keep_last=1, keep_best=1) as checkpoints:
+    state, _ = checkpoints.restore(make_state())
+    assert (int(state.step), checkpoints.steps()) == (1, [1])
+    checkpoints.save(make_state(2, fill=0.125), {}, {'accuracy': 0.5})
+  assert (tmp_path / 'damaged' / '2').is_dir()
+  with open_checkpoints(tmp_path, read_only=True) as checkpoints:
+    assert checkpoints.steps() == [1, 2]
+    assert checkpoints.read()['params/head/kernel'][0, 0] == 0.125
+
+
+def test_where_every_checkpoint_is_damaged_nothing_is_touched(tmp_path):
+  with open_checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(make_state(1), {})
+  (tmp_path / 'checkpoints' / '1' / 'progress' / 'metadata').write_text('{')
+  for read_only in (True, False):
+    with open_checkpoints(tmp_path, read_only=read_only) as checkpoints:
+      with pytest.raises(UserError, match=r'step 1 \(progress'):
+        checkpoints.restore(make_state())
+      with pytest.raises(UserError, match='1 is damaged'):
+        checkpoints.read()
+      assert checkpoints.steps() == [1]
+
+
+def test_the_best_is_kept_by_a_run_that_resumes(tmp_path):
+  for step, accuracy in enumerate([0.1, 0.9, 0.3, 0.4, 0.5], start=1):
+    with open_checkpoints(tmp_path, keep_last=1, keep_best=1) as checkpoints:
+      checkpoints.save(make_state(step), {}, {'accuracy': accuracy})
+  with open_checkpoints(tmp_path, read_only=True) as checkpoints:
+    assert checkpoints.steps() == [2, 5]
+
+
+def test_a_save_that_fails_is_told_and_harms_nothing(tmp_path):
+  with open_checkpoints(tmp_path, keep_last=1) as checkpoints:
+    checkpoints.save(make_state(1), {})
+  with (
+    pytest.raises(MachineError, match=r'cannot be saved in .*: File too large'),
+    limited_files(200),
+    open_checkpoints(tmp_path, keep_last=1) as checkpoints,
+  ):
+    checkpoints.save(make_state(2), {})
+  with open_checkpoints(tmp_path, read_only=True) as checkpoints:
+    assert checkpoints.steps() == [1]
+    assert equal(checkpoints.restore(make_state())[0], make_state(1))

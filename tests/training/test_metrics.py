@@ -143,6 +143,20 @@ def test_soft_labels_count_by_their_largest_entry():
   assert_equal(sums(labels=soft), sums())
 
 
+def test_the_data_checksum_sees_which_examples_count_and_not_their_order():
+  def checksum(ids, mask=(1, 1, 1)):
+    arrays = {'label': jnp.zeros(3, int), 'id': jnp.asarray(ids), 'mask': jnp.asarray(mask)}
+    sums = metrics.training_sums(jnp.zeros(3), jnp.zeros((3, 2)), arrays)
+    return int(sums['data'])
+
+  base = checksum([4, 0, 9])
+  assert base == checksum([9, 4, 0]) == checksum([4, 9, 0])
+  others = [checksum([4, 0, 8]), checksum([3, 1, 9]), checksum([4, 9, 9], (1, 0, 1))]
+  others += [checksum([4, 0, 9], (1, 0, 1)), checksum([4, 0, 9], (0, 0, 0))]
+  assert len({base, *others}) == 5  # an example that doesn't count isn't looked at
+  assert others[2] == others[3]
+
+
 def test_training_sums_are_those_of_evaluation():
   mask = RNG.random(N) < 0.5
   cheap = metrics.training_sums(jnp.asarray(LOSSES), jnp.asarray(LOGITS), batch(mask=mask))

@@ -3,7 +3,11 @@
 import io
 import json
 
+import pytest
+
+from cnnjax.errors import MachineError
 from cnnjax.training import writers
+from tests.commands import limited_files
 
 
 def write_rows(workdir, rows, step=0):
@@ -20,6 +24,30 @@ def test_resuming_drops_what_comes_again_and_a_torn_line(tmp_path):
     f.write('{"step": 40, "spl')
   write_rows(tmp_path, [{'step': 21, 'split': 'test', 'loss': 0.5}], step=20)
   assert writers.read(str(tmp_path)) == [*rows[:2], {'step': 21, 'split': 'test', 'loss': 0.5}]
+
+
+@pytest.mark.parametrize('end', [b'', b'\n{"step": 11, "sp\xff\x00', b'\n\x00\x00\x00'])
+def test_whatever_a_crash_leaves_at_the_end_is_mended(tmp_path, end):
+  first = {'step': 10, 'split': 'train', 'loss': 0.5}
+  (tmp_path / 'metrics.jsonl').write_bytes(json.dumps(first).encode() + end)
+  second = {'step': 20, 'split': 'train', 'loss': 0.25}
+  write_rows(tmp_path, [second], step=10)
+  assert writers.read(str(tmp_path)) == [first, second]
+
+
+@pytest.mark.parametrize(
+  ('figures', 'full'), [({'x': 'x' * 300}, 'metrics.jsonl'), (dict.fromkeys('abcde', 1), 'events')]
+)
+def test_a_full_disk_is_told_and_not_waited_for(tmp_path, figures, full):
+  def write_many():
+    with writers.Writers(str(tmp_path), 100) as out:
+      for step in range(100):
+        out.write({'step': step, 'split': 'train', **figures})
+
+  with limited_files(2000), pytest.raises(MachineError, match='written: File too large'):
+    write_many()
+  sizes = {file.name.partition('.out')[0]: file.stat().st_size for file in tmp_path.iterdir()}
+  assert max(sizes, key=lambda name: sizes[name]) == full
 
 
 def test_rows_are_on_disk_at_once(tmp_path):
