@@ -8,8 +8,8 @@ its compute type. Its blocks then write `norm(name='norm1')(x)` and never hear o
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import flax.linen as nn
 import jax
@@ -56,7 +56,12 @@ class BatchNorm(nn.Module):
   bias_init: nn.initializers.Initializer = nn.initializers.zeros
 
   @nn.compact
-  def __call__(self, x: jax.Array, use_running_average: bool | None = None) -> jax.Array:
+  def __call__(
+    self,
+    x: jax.Array,
+    use_running_average: bool | None = None,
+    moments: tuple[jax.Array, jax.Array] | None = None,
+  ) -> jax.Array:
     running = nn.merge_param('use_running_average', self.use_running_average, use_running_average)
     shape = (x.shape[-1],)
     running_mean = self.variable('batch_stats', 'mean', jnp.zeros, shape, jnp.float32)
@@ -76,7 +81,7 @@ class BatchNorm(nn.Module):
       # No device axis is bound while a model is being initialised.
       axis_name = None if self.is_initializing() else self.axis_name
       y, mean, var, count = ops.batch_norm(
-        x, scale, bias, epsilon=self.epsilon, axis_name=axis_name
+        x, scale, bias, epsilon=self.epsilon, axis_name=axis_name, moments=moments
       )
       if not self.is_initializing() and self.is_mutable_collection('batch_stats'):
         unbiased = var * (count / max(count - 1, 1))
@@ -84,6 +89,32 @@ class BatchNorm(nn.Module):
         running_mean.value = keep * running_mean.value + (1 - keep) * mean
         running_var.value = keep * running_var.value + (1 - keep) * unbiased
     return y.astype(dtype)
+
+
+class Part(NamedTuple):
+  """An array and its `ops.channel_moments`, or None: what several layers normalise as a part of
+  their input, each with its own scale, need not be summed up by every one of them."""
+
+  x: jax.Array
+  moments: tuple[jax.Array, jax.Array] | None
+
+
+def part(norm: NormFactory, x: jax.Array) -> Part:
+  """A part for `normalise_parts` by `norm`, bound, or by others like it."""
+  summed = isinstance(norm, functools.partial) and _target(norm) is BatchNorm
+  if not summed or norm.keywords.get('use_running_average', True):
+    return Part(x, None)
+  return Part(x, ops.channel_moments(x.astype(jnp.promote_types(x.dtype, jnp.float32))))
+
+
+def normalise_parts(norm: Callable[..., jax.Array], parts: Sequence[Part]) -> jax.Array:
+  """`norm`, a module, of the parts side by side along the channels."""
+  x = jnp.concatenate([part.x for part in parts], -1)
+  moments = [part.moments for part in parts if part.moments is not None]
+  if len(moments) < len(parts):
+    return norm(x)
+  mean, variance = (jnp.concatenate(values) for values in zip(*moments, strict=True))
+  return norm(x, moments=(mean, variance))
 
 
 class LocalResponseNorm(nn.Module):

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from cnnjax.errors import UserError, unknown
 from cnnjax.layers import init
 from cnnjax.layers.conv import conv
-from cnnjax.layers.norm import BatchNorm, bind
+from cnnjax.layers.norm import BatchNorm, Part, bind, normalise_parts, part
 from cnnjax.layers.pool import avg_pool, global_avg_pool
 from cnnjax.layers.stochastic import Dropout
 from cnnjax.models.entry import Entry, check_images
@@ -62,8 +62,8 @@ class DenseLayer(nn.Module):
   act: Activation
 
   @nn.compact
-  def __call__(self, *maps: jax.Array) -> jax.Array:
-    x = self.act(self.norm(name='norm1')(jnp.concatenate(maps, -1)))
+  def __call__(self, *maps: Part) -> jax.Array:
+    x = self.act(normalise_parts(self.norm(name='norm1'), maps))
     if self.bottleneck:
       x = self.conv(self.bottleneck * self.growth, 1, name='conv1')(x)
       x = self.act(self.norm(name='norm2')(x))
@@ -91,15 +91,16 @@ class Stage(nn.Module):
   size: int
   transition: Factory | None
   layer: Factory
+  norm: Factory
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     if self.transition is not None:
       x = self.transition(name='transition')(x)
-    maps = [x]
+    maps = [part(self.norm, x)]
     for i in range(1, self.size + 1):
-      maps.append(self.layer(name=f'layer{i}')(*maps))
-    return jnp.concatenate(maps, -1)
+      maps.append(part(self.norm, self.layer(name=f'layer{i}')(*maps)))
+    return jnp.concatenate([m.x for m in maps], -1)
 
 
 class Head(nn.Module):
@@ -170,7 +171,7 @@ class DenseNet(nn.Module):
     for i, size in enumerate(self.stage_sizes, 1):
       kept = int(x.shape[-1] * self.compression)
       transition = partial(Transition, kept, **layers) if i > 1 else None
-      x = Stage(size, transition, layer, name=f'stage{i}')(x)
+      x = Stage(size, transition, layer, layers['norm'], name=f'stage{i}')(x)
     return Head(self.num_classes, layers['norm'], self.act, name='head')(x)
 
 

@@ -2,6 +2,7 @@
 elsewhere. `using` chooses: `with ops.using('xla'): ...`."""
 
 from cnnjax.ops.batch_norm import batch_norm as batch_norm
+from cnnjax.ops.batch_norm import channel_moments as channel_moments
 from cnnjax.ops.convolution import conv_general_dilated as conv_general_dilated
 from cnnjax.ops.plugin import using as using
 from cnnjax.ops.pooling import max_pool as max_pool

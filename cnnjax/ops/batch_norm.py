@@ -30,6 +30,7 @@ def batch_norm(
   *,
   epsilon: float,
   axis_name: str | None = None,
+  moments: tuple[jax.Array, jax.Array] | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array, Any]:
   """Normalises each channel by the batch's own mean and biased variance.
 
@@ -38,18 +39,31 @@ def batch_norm(
     scale, bias: float32 [C].
     epsilon: added to the variance.
     axis_name: mapped device axis that shares the batch, or None.
+    moments: `channel_moments(x)`, where they are known already.
 
   Returns:
     y, as x; mean and variance [C] over all devices; the number of values in a channel.
   """
   count = lax.psum(x.size // x.shape[-1], axis_name) if axis_name else x.size // x.shape[-1]
   rule = _batch_norm if plugin.chosen() else _plain
-  y, mean, variance = rule(epsilon, axis_name, x, scale, bias)
+  moments = moments or channel_moments(x)
+  y, mean, variance = rule(epsilon, axis_name, x, scale, bias, moments)
   return y, mean, variance, count
 
 
-def _plain(epsilon, axis_name, x, scale, bias):
-  mean, variance = _over_devices(_channel_moments(x), axis_name)
+def channel_moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Mean and biased variance [C] of this device's x, float32 [..., C].
+
+  To be given to `batch_norm`, which knows their derivatives with respect to its x; of several
+  arrays side by side they are those of each, side by side.
+  """
+  if plugin.chosen():
+    return bind(channel_moments_p, lax.stop_gradient(x))
+  return _channel_moments(x)
+
+
+def _plain(epsilon, axis_name, x, scale, bias, moments):
+  mean, variance = _over_devices(moments, axis_name)
   return _normalise(x, mean, scale * lax.rsqrt(variance + epsilon), bias), mean, variance
 
 
@@ -62,15 +76,15 @@ def _lift(v: jax.Array, x: jax.Array) -> jax.Array:
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _batch_norm(epsilon, axis_name, x, scale, bias):
-  mean, variance = _over_devices(bind(channel_moments_p, x), axis_name)
+def _batch_norm(epsilon, axis_name, x, scale, bias, moments):
+  mean, variance = _over_devices(moments, axis_name)
   return _normalise(x, mean, scale * lax.rsqrt(variance + epsilon), bias), mean, variance
 
 
 @_batch_norm.defjvp
 def _batch_norm_jvp(epsilon, axis_name, primals, tangents):
-  x, scale, _ = primals
-  dx, dscale, dbias = tangents
+  x, scale, *_ = primals
+  dx, dscale, dbias, _ = tangents
   y, mean, variance = _batch_norm(epsilon, axis_name, *primals)
   total = (lambda v: lax.psum(v, axis_name)) if axis_name else (lambda v: v)
   count = total(x.size // x.shape[-1])
@@ -160,9 +174,6 @@ def _jvp(primitive: Any, reference: Any, linear: int) -> None:
 
 _jvp(channel_sums_p, _channel_sums, 1)
 _jvp(channel_expand_p, _channel_expand, 2)
-ad.primitive_jvps[channel_moments_p] = lambda primals, tangents: jax.jvp(
-  _channel_moments, primals, tuple(ad.instantiate_zeros(t) for t in tangents)
-)
 
 
 def _transpose_sums(ct: Any, v: Any, x: jax.Array, mean: jax.Array) -> Any:
