@@ -47,7 +47,11 @@ def default() -> Config:
   c.data.prefetch = 2  # streamed batches on the device ahead of their step
   c.data.max_unreadable = 10  # training refuses when more images than this can't be read
 
+  # Per image, on the device (docs/recipes.md): random_crop, random_resized_crop, flip_horizontal,
+  # flip_alternating, translate, rotate, affine, color_jitter, rand_augment, trivial_augment,
+  # cutout, random_erasing.
   c.augment = ''  # e.g. 'random_crop(padding=4)|flip_horizontal'
+  c.mix = ''  # of examples: 'mixup(alpha=0.2)', 'cutmix(alpha=1.0)'; both with |: one at random
 
   c.loss = ConfigDict()
   c.loss.name = 'softmax_cross_entropy'

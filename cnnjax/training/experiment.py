@@ -10,7 +10,7 @@ import optax
 
 from cnnjax import errors, models, ops
 from cnnjax.config import Config
-from cnnjax.data import augment, pipeline, prefetch, preprocess, sources
+from cnnjax.data import augment, mix, pipeline, prefetch, preprocess, sources
 from cnnjax.layers import norm
 from cnnjax.tasks import Task, classification
 from cnnjax.training import optimizers, parallel, schedules, steps, warm_start, workdir
@@ -81,6 +81,7 @@ def create(config: Config, directory: str) -> Experiment:
   devices = parallel.create(config.parallel.strategy, devices=config.parallel.devices)
   augment_image = augment.parse(config.augment) if config.augment else None
   train, test = (_source(config, split) for split in ('train', 'test'))
+  mix_batch = mix.parse(config.mix, num_classes=len(train.class_names))
   plan = make_plan(config, len(train), len(test), len(devices.devices))
   schedule = schedules.create(
     config.schedule.name,
@@ -133,7 +134,7 @@ def create(config: Config, directory: str) -> Experiment:
 
   axis = devices.axis_name
   train_step = steps.make_train_step(
-    task, optimizer, key=step_key, preprocess=normalise, axis_name=axis
+    task, optimizer, key=step_key, preprocess=normalise, mix=mix_batch, axis_name=axis
   )
   eval_step = steps.make_eval_step(task, preprocess=normalise, axis_name=axis)
   return Experiment(
@@ -243,19 +244,21 @@ def _resident_feed(config, plan, devices, train, test) -> _Feed:
   """Images stay on the devices; a batch is example numbers, and the step gathers its images."""
   process = (jax.process_index(), jax.process_count())
 
-  def split(ids, mask):
-    mine = pipeline.rows(len(ids), process)
-    return devices.split({'id': ids[mine], 'mask': mask[mine]})
+  def split(**batch):
+    mine = pipeline.rows(len(batch['id']), process)
+    return devices.split({name: values[mine] for name, values in batch.items()})
 
   def train_batches(first):
     ones = np.ones(plan.batch_size, np.float32)
     for step in itertools.count(first):
       ids = pipeline.train_ids(config.seed, step, len(train), plan.batch_size)
-      yield split(ids, ones)
+      epochs = pipeline.train_epochs(step, len(train), plan.batch_size)
+      yield split(id=ids, mask=ones, epoch=epochs)
 
   def test_batches():
     for step in range(pipeline.num_eval_steps(len(test), plan.eval_batch_size)):
-      yield split(*pipeline.eval_ids(step, len(test), plan.eval_batch_size))
+      ids, mask = pipeline.eval_ids(step, len(test), plan.eval_batch_size)
+      yield split(id=ids, mask=mask)
 
   def compile(step, data, donate):
     def gathering(state, batch, images, labels):

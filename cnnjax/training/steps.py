@@ -8,13 +8,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from cnnjax.data.mix import Mix
 from cnnjax.tasks import Task
 from cnnjax.training import metrics as metrics_lib
 from cnnjax.training.state import State
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
-Preprocess = Callable[..., jax.Array]  # (key, images, ids, train) -> float images
+Preprocess = Callable[..., jax.Array]  # (key, images, ids, train, [visits]) -> float images
+
+_RUN = 2**32 - 1  # what a draw for the whole run folds in where others fold in the step
 
 
 def make_train_step(
@@ -23,6 +26,7 @@ def make_train_step(
   *,
   key: jax.Array,
   preprocess: Preprocess,
+  mix: Mix | None = None,
   axis_name: str | None = None,
 ) -> Callable[[State, Batch], tuple[State, Metrics]]:
   """Makes `step(state, batch) -> (state, metrics)`, one update on the cost J.
@@ -35,7 +39,9 @@ def make_train_step(
     task: gives the per-example losses.
     optimizer: turns gradients into updates.
     key: the run's key.
-    preprocess: `(key, images, ids, train)`, uint8 images to augmented, normalised floats.
+    preprocess: `(key, images, ids, train)`, uint8 images to augmented, normalised floats; where
+      batches have `epoch`, called with `visits` besides.
+    mix: of `data.mix`, applied to the preprocessed batch.
     axis_name: the mapped axis of devices, or None on one device.
 
   Returns:
@@ -47,9 +53,13 @@ def make_train_step(
     return tree if axis_name is None else jax.lax.psum(tree, axis_name)
 
   def step(state: State, batch: Batch) -> tuple[State, Metrics]:
-    augment_key, model_key = jax.random.split(jax.random.fold_in(key, state.step))
-    images = preprocess(augment_key, batch['image'], batch['id'], train=True)
+    step_key = jax.random.fold_in(key, state.step)
+    augment_key, model_key = jax.random.split(step_key)
+    shown = {'visits': _visits(key, batch)} if 'epoch' in batch else {}
+    images = preprocess(augment_key, batch['image'], batch['id'], train=True, **shown)
     batch = {**batch, 'image': images}
+    if mix is not None:
+      batch = mix(jax.random.fold_in(step_key, 2), batch, axis_name=axis_name)
     count = jnp.maximum(over_devices(batch['mask'].sum()), 1.0)
 
     def cost(params):
@@ -72,6 +82,13 @@ def make_train_step(
     return state, metrics
 
   return step
+
+
+def _visits(key: jax.Array, batch: Batch) -> jax.Array:
+  """How often each example was shown before, plus a 0 or 1 drawn once for it: int32 [N]."""
+  run_key = jax.random.fold_in(key, _RUN)
+  draw = jax.vmap(lambda i: jax.random.bernoulli(jax.random.fold_in(run_key, i)))
+  return batch['epoch'] + draw(batch['id'])
 
 
 def make_eval_step(

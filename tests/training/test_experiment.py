@@ -15,7 +15,8 @@ def small_config(**overrides):
   """A network with everything that could depend on how a batch is split over devices."""
   c = config.default()
   c.model = {'name': 'cnn', 'features': (4, 8), 'dense': (16,), 'norm': 'batch', 'dropout': 0.3}
-  c.augment = 'random_crop(padding=2)|flip_horizontal'
+  c.augment = 'random_crop(padding=2)|flip_alternating'
+  c.mix = 'mixup(alpha=0.2)|cutmix(alpha=1.0)'
   c.batch_size = 16
   c.optimizer.name = 'momentum'
   c.optimizer.learning_rate = 0.05
