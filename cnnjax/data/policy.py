@@ -118,7 +118,7 @@ def apply(image: Array, operation: Array | int, strength: Array | float, ranges:
   Returns:
     `[H, W, C]`.
   """
-  chosen = {name: operation == i for i, name in enumerate(OPERATIONS)}
+  chosen = {name: jnp.equal(operation, i) for i, name in enumerate(OPERATIONS)}
   # Without the barriers, here and in _shade, XLA would compute what is before them again in each of
   # the many expressions that use it: four times as slow on the CPU.
   moved = lax.optimization_barrier(_move(image, chosen, strength, ranges))

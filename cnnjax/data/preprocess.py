@@ -340,7 +340,7 @@ def make_preprocess(
     if train and augment is not None:
       shown = {'visit': visits} if visits is not None and recipe.takes_visit(augment) else {}
       keys = jax.vmap(jax.random.fold_in, (None, 0))(key, ids)
-      x = jax.vmap(lambda k, image, kw: augment(k, image, **kw))(keys, x, shown)
+      x = jax.vmap(augment)(keys, x, **shown)
     return ((x - shift) / scale).astype(dtype)
 
   return preprocess

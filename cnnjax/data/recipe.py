@@ -8,7 +8,7 @@ import ast
 import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from cnnjax import errors
@@ -103,8 +103,8 @@ def check_number(where: str, option: str, value: Any, low: float, high: float) -
 
 def check_interval(where: str, option: str, value: Any, low: float, high: float) -> None:
   """Refuses all but two numbers in increasing order, above `low` and up to `high`."""
-  pair = isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 2
-  if not (pair and all(map(_is_number, value)) and low < value[0] <= value[1] <= high):
+  pair = value if isinstance(value, tuple | list) and all(map(_is_number, value)) else ()
+  if len(pair) != 2 or not low < pair[0] <= pair[1] <= high:
     raise errors.UserError(
       f'{where}({option}={value!r}) must be two numbers (least, most) in ({low:g}, {high:g}]'
     )
