@@ -53,7 +53,11 @@ def default() -> Config:
   c.ema_decay = 0.0  # of the moving average of the parameters that is evaluated; 0: off
   c.sam_radius = 0.0  # of sharpness-aware minimisation; 0: off
 
+  # Per image, on the device (docs/recipes.md): random_crop, random_resized_crop, flip_horizontal,
+  # flip_alternating, translate, rotate, affine, color_jitter, rand_augment, trivial_augment,
+  # cutout, random_erasing.
   c.augment = ''  # e.g. 'random_crop(padding=4)|flip_horizontal'
+  c.mix = ''  # of examples: 'mixup(alpha=0.2)', 'cutmix(alpha=1.0)'; both with |: one at random
 
   c.loss = ConfigDict()
   c.loss.name = 'softmax_cross_entropy'

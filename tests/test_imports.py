@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 HEAVY = ('tensorflow', 'tensorflow_datasets', 'grain', 'orbax', 'tensorboardX', 'matplotlib', 'PIL',
-         'sklearn', 'scipy.stats')  # fmt: skip
+         'sklearn', 'scipy.stats', 'dm_pix', 'chex')  # fmt: skip
 
 
 def loaded(statement):

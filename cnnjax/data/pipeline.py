@@ -63,6 +63,13 @@ def train_ids(seed: int, step: int, num_examples: int, batch_size: int) -> np.nd
   return np.concatenate(parts)
 
 
+def train_epochs(step: int, num_examples: int, batch_size: int) -> np.ndarray:
+  """How many whole epochs lie before each position of a training step: int32 `[batch_size]`."""
+  _check_sizes(num_examples, batch_size)
+  positions = np.arange(step * batch_size, (step + 1) * batch_size)
+  return (positions // num_examples).astype(np.int32)
+
+
 def eval_ids(step: int, num_examples: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
   """The examples of an evaluation step, in the source's order; the last batch is padded.
 
@@ -106,7 +113,7 @@ class _Batches:
   def __init__(
     self,
     source: sources.Source,
-    plan: Callable[[int], tuple[np.ndarray, np.ndarray]],
+    plan: Callable[[int], Batch],
     length: int,
     start: int,
     transform: preprocess.HostTransform | None,
@@ -122,11 +129,12 @@ class _Batches:
 
   def __getitem__(self, index: int) -> Batch:
     step = self.start + int(index)
-    ids, mask = self.plan(step)
+    plan = self.plan(step)
+    ids, mask = plan['id'], plan['mask'].copy()
     if isinstance(self.source, sources.ArraySource) and self.transform is None:
-      return {**self.source[ids], 'id': ids, 'mask': mask}
+      return {**self.source[ids], **plan}
     images: np.ndarray | None = None
-    labels, mask = np.zeros(len(ids), np.int32), mask.copy()
+    labels = np.zeros(len(ids), np.int32)
     for j, i in enumerate(ids.tolist()):
       if not mask[j]:  # padding is not read, and stays black
         continue
@@ -146,7 +154,7 @@ class _Batches:
       images[j] = image
     if images is None:
       images = _zeros((len(ids), *self._shape()))
-    return {'image': images, 'label': labels, 'id': ids, 'mask': mask}
+    return {'image': images, 'label': labels, **plan, 'mask': mask}
 
   def _shape(self) -> tuple[int, ...]:
     """The shape of an image, when there is none to look at."""
@@ -170,18 +178,15 @@ def _copy(array: np.ndarray) -> np.ndarray:
   return copy
 
 
-def _train_plan(
-  step: int, *, seed: int, num_examples: int, batch_size: int, rows: slice
-) -> tuple[np.ndarray, np.ndarray]:
+def _train_plan(step: int, *, seed: int, num_examples: int, batch_size: int, rows: slice) -> Batch:
   ids = train_ids(seed, step, num_examples, batch_size)[rows]
-  return ids, np.ones(len(ids), np.float32)
+  epochs = train_epochs(step, num_examples, batch_size)[rows]
+  return {'id': ids, 'mask': np.ones(len(ids), np.float32), 'epoch': epochs}
 
 
-def _eval_plan(
-  step: int, *, num_examples: int, batch_size: int, rows: slice
-) -> tuple[np.ndarray, np.ndarray]:
+def _eval_plan(step: int, *, num_examples: int, batch_size: int, rows: slice) -> Batch:
   ids, mask = eval_ids(step, num_examples, batch_size)
-  return ids[rows], mask[rows]
+  return {'id': ids[rows], 'mask': mask[rows]}
 
 
 def _start_worker(index: int, count: int) -> None:
@@ -267,7 +272,7 @@ def _read(batches: _Batches, workers: int) -> Iterator[Batch]:
       if workers:  # out of shared memory, which is scarce and not the caller's to hold
         batch = {key: _copy(value) for key, value in batch.items()}
       if not batch['mask'].all():
-        _, expected = batches.plan(step)
+        expected = batches.plan(step)['mask']
         for i in batch['id'][(batch['mask'] == 0) & (expected == 1)].tolist():
           if i not in seen:
             seen.add(i)
@@ -314,8 +319,9 @@ def train_batches(
     transform: `transform(image, *, step, id)`, run where the image is read; picklable.
 
   Returns:
-    An iterator of `image` uint8 `[N, H, W, C]`, `label` int32 `[N]`, `id` int32 `[N]` and `mask`
-    float32 `[N]`; an image that can't be decoded is black with mask 0.
+    An iterator of `image` uint8 `[N, H, W, C]`, `label` int32 `[N]`, `id` int32 `[N]`, `mask`
+    float32 `[N]` and `epoch` int32 `[N]`, how many whole epochs lie before; an image that can't be
+    decoded is black with mask 0.
 
   Raises:
     UserError: the batch doesn't divide by the processes, sizes vary, or (while iterating) more
@@ -340,7 +346,7 @@ def eval_batches(
   workers: int = 0,
   transform: preprocess.HostTransform | None = None,
 ) -> Iterator[Batch]:
-  """One pass in the source's order, every example once; arguments and batches as in training."""
+  """One pass in the source's order, every example once; as in training, but without `epoch`."""
   plan = functools.partial(
     _eval_plan,
     num_examples=len(source),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from cnnjax.data import resample
+from cnnjax.data import recipe, resample
 from cnnjax.errors import unknown
 
 if TYPE_CHECKING:
@@ -308,7 +308,7 @@ def train_transform(method: str, size: Sequence[int], *, seed: int) -> Resize | 
 
 
 def make_preprocess(
-  augment: 'Callable[[jax.Array, jax.Array], jax.Array] | None' = None,
+  augment: 'Callable[..., jax.Array] | None' = None,
   mean: Sequence[float] = (0.0,),
   std: Sequence[float] = (1.0,),
   dtype: Any = 'float32',
@@ -316,15 +316,16 @@ def make_preprocess(
   """The device side: uint8 to normalised floating point, augmented when training.
 
   Args:
-    augment: `augment(key, image)` for one float image `[H, W, C]` in [0, 1]; None for nothing.
+    augment: `augment(key, image)` for one float image `[H, W, C]` in [0, 1], or one that takes
+      `visit` as well (see `augment.parse`); None for nothing.
     mean: per channel, in [0, 1] units.
     std: per channel, in [0, 1] units.
     dtype: of the result; the arithmetic is float32.
 
   Returns:
-    `preprocess(key, images, ids, train)`: images `[N, H, W, C]` uint8 and ids `[N]` to floats
-    `[N, H, W, C]`. Each image's key is `fold_in(key, id)`: place and device don't matter. `key`
-    may be None where nothing is augmented.
+    `preprocess(key, images, ids, train, visits=None)`: images `[N, H, W, C]` uint8 and ids `[N]`
+    to floats `[N, H, W, C]`. Each image's key is `fold_in(key, id)`: place and device don't matter.
+    `key` may be None where nothing is augmented; `visits`, int32 `[N]`, where nothing asks for it.
   """
   import jax
   import jax.numpy as jnp
@@ -332,10 +333,14 @@ def make_preprocess(
   shift = np.asarray(mean, np.float32).reshape(1, 1, 1, -1)
   scale = np.asarray(std, np.float32).reshape(1, 1, 1, -1)
 
-  def preprocess(key: Any, images: jax.Array, ids: jax.Array, train: bool) -> jax.Array:
+  def preprocess(
+    key: Any, images: jax.Array, ids: jax.Array, train: bool, visits: jax.Array | None = None
+  ) -> jax.Array:
     x = jnp.asarray(images, jnp.float32) / 255.0
     if train and augment is not None:
-      x = jax.vmap(augment)(jax.vmap(jax.random.fold_in, (None, 0))(key, ids), x)
+      shown = {'visit': visits} if visits is not None and recipe.takes_visit(augment) else {}
+      keys = jax.vmap(jax.random.fold_in, (None, 0))(key, ids)
+      x = jax.vmap(augment)(keys, x, **shown)
     return ((x - shift) / scale).astype(dtype)
 
   return preprocess

@@ -13,7 +13,7 @@ import optax
 
 from cnnjax import errors, models, ops
 from cnnjax.config import Config
-from cnnjax.data import augment, pipeline, prefetch, preprocess, sources
+from cnnjax.data import augment, mix, pipeline, prefetch, preprocess, sources
 from cnnjax.layers import norm
 from cnnjax.tasks import Task, classification
 from cnnjax.training import (
@@ -96,6 +96,7 @@ def create(config: Config, directory: str) -> Experiment:
   devices = parallel.create(config.parallel.strategy, devices=config.parallel.devices)
   augment_image = augment.parse(config.augment) if config.augment else None
   train, test = (_source(config, split) for split in ('train', 'test'))
+  mix_batch = mix.parse(config.mix, num_classes=len(train.class_names))
   plan = make_plan(config, len(train), len(test), len(devices.devices))
   schedule = schedules.create(
     config.schedule.name,
@@ -156,6 +157,7 @@ def create(config: Config, directory: str) -> Experiment:
     task,
     optimizer,
     key=step_key,
+    mix=mix_batch,
     micro_batches=config.micro_batches,
     sam_radius=config.sam_radius,
     ema_decay=config.ema_decay,
@@ -314,20 +316,22 @@ def _resident_feed(config, plan, devices, train, test) -> _Feed:
   """Images stay on the devices; a batch is example numbers, and the step gathers its images."""
   process = (jax.process_index(), jax.process_count())
 
-  def split(ids, mask):
-    mine = pipeline.rows(len(ids), process)
-    return devices.split({'id': ids[mine], 'mask': mask[mine]})
+  def split(**batch):
+    mine = pipeline.rows(len(batch['id']), process)
+    return devices.split({name: values[mine] for name, values in batch.items()})
 
   def train_batches(first):
     ones = np.ones(plan.batch_size, np.float32)
     for step in itertools.count(first):
       ids = pipeline.train_ids(config.seed, step, len(train), plan.batch_size)
-      yield split(ids, ones)
+      epochs = pipeline.train_epochs(step, len(train), plan.batch_size)
+      yield split(id=ids, mask=ones, epoch=epochs)
 
   def passes(name):
     size = len(train if name == 'train' else test)
     for step in range(pipeline.num_eval_steps(size, plan.eval_batch_size)):
-      yield split(*pipeline.eval_ids(step, size, plan.eval_batch_size))
+      ids, mask = pipeline.eval_ids(step, size, plan.eval_batch_size)
+      yield split(id=ids, mask=mask)
 
   def compile(step, data, donate):
     def gathering(state, batch, images, labels):

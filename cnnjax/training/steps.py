@@ -8,13 +8,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from cnnjax.data.mix import Mix
 from cnnjax.tasks import Task
 from cnnjax.training import metrics as metrics_lib
 from cnnjax.training.state import State
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
-Preprocess = Callable[..., jax.Array]  # (key, images, ids, train) -> float images
+Preprocess = Callable[..., jax.Array]  # (key, images, ids, train, [visits]) -> float images
+
+_RUN = 2**32 - 1  # what a draw for the whole run folds in where others fold in the step
 
 
 def make_train_step(
@@ -23,6 +26,7 @@ def make_train_step(
   *,
   key: jax.Array,
   preprocess: Preprocess,
+  mix: Mix | None = None,
   axis_name: str | None = None,
   micro_batches: int = 1,
   sam_radius: float = 0.0,
@@ -38,7 +42,9 @@ def make_train_step(
     task: gives the per-example losses.
     optimizer: turns gradients into updates.
     key: the run's key.
-    preprocess: `(key, images, ids, train)`, uint8 images to augmented, normalised floats.
+    preprocess: `(key, images, ids, train)`, uint8 images to augmented, normalised floats; where
+      batches have `epoch`, called with `visits` besides.
+    mix: of `data.mix`, applied to the preprocessed batch.
     axis_name: the mapped axis of devices, or None on one device.
     micro_batches: k: the gradient is summed over k parts of the batch, one after the other, in the
       memory of one. Row r of the batch is in part r % k, whatever the number of devices. Without
@@ -59,9 +65,11 @@ def make_train_step(
     return tree if axis_name is None else jax.lax.psum(tree, axis_name)
 
   def step(state: State, batch: Batch) -> tuple[State, Metrics]:
-    augment_key, model_key = jax.random.split(jax.random.fold_in(key, state.step))
-    images = preprocess(augment_key, batch['image'], batch['id'], train=True)
-    batch = {**batch, 'image': images}
+    step_key = jax.random.fold_in(key, state.step)
+    augment_key, model_key = jax.random.split(step_key)
+    batch = _augment(preprocess, key, augment_key, batch)
+    if mix is not None:
+      batch = mix(jax.random.fold_in(step_key, 2), batch, axis_name=axis_name)
     count = jnp.maximum(over_devices(batch['mask'].sum()), 1.0)
 
     def share(params, batch_stats, part):
@@ -137,8 +145,7 @@ def make_statistics_step(
 
   def step(state: State, batch: Batch) -> Any:
     augment_key, model_key = jax.random.split(jax.random.fold_in(key, state.step))
-    images = preprocess(augment_key, batch['image'], batch['id'], train=True)
-    batch = {**batch, 'image': images}
+    batch = _augment(preprocess, key, augment_key, batch)
     _, outputs = task.loss(state.evaluated, batch, key=model_key, train=True)
     return outputs.batch_stats
 
@@ -158,6 +165,21 @@ def make_features_step(
     return found if axis_name is None else jax.lax.all_gather(found, axis_name, tiled=True)
 
   return step
+
+
+def _augment(
+  preprocess: Preprocess, run_key: jax.Array, augment_key: jax.Array, batch: Batch
+) -> Batch:
+  shown = {'visits': _visits(run_key, batch)} if 'epoch' in batch else {}
+  images = preprocess(augment_key, batch['image'], batch['id'], train=True, **shown)
+  return {**batch, 'image': images}
+
+
+def _visits(key: jax.Array, batch: Batch) -> jax.Array:
+  """How often each example was shown before, plus a 0 or 1 drawn once for it: int32 [N]."""
+  run_key = jax.random.fold_in(key, _RUN)
+  draw = jax.vmap(lambda i: jax.random.bernoulli(jax.random.fold_in(run_key, i)))
+  return batch['epoch'] + draw(batch['id'])
 
 
 def make_eval_step(

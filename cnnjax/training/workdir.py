@@ -20,7 +20,11 @@ from cnnjax.config import Config, leaves
 
 _LOGGER = logging.getLogger(__name__)
 
-_MAY_CHANGE = ('max_seconds', 'data.timeout', 'profile')  # between two starts: no result depends on them
+_MAY_CHANGE = (
+  'max_seconds',
+  'data.timeout',
+  'profile',
+)  # between two starts: no result depends on them
 
 
 @contextlib.contextmanager

@@ -3,47 +3,55 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cnnjax.data import augment
+from cnnjax.data import augment, geometry
 from cnnjax.errors import UserError
 
 IMAGE = jnp.asarray(np.random.default_rng(3).random((6, 5, 3)), jnp.float32)
 KEYS = jax.random.split(jax.random.key(0), 400)
 
 
-def over_keys(f, image=IMAGE):
-  return np.asarray(jax.jit(jax.vmap(f, in_axes=(0, None)))(KEYS, image))
+RECIPES = (
+  'random_crop(padding=2)|flip_horizontal|translate(pixels=1, mode="wrap")|cutout(size=2)',
+  'random_resized_crop|random_erasing(probability=0.9)',
+  'rotate(degrees=30)|affine(degrees=10, translate=0.1, scale=(0.9, 1.2), shear=10)',
+  'color_jitter(brightness=0.2, contrast=0.3, saturation=0.4, hue=0.1)',
+  'rand_augment(num_ops=1)|trivial_augment',
+)
 
 
-@pytest.mark.parametrize('mode', ['constant', 'reflect'])
-def test_random_crop_is_every_window_of_the_padded_image_equally_often(mode):
-  padded = np.pad(np.asarray(IMAGE), ((2, 2), (2, 2), (0, 0)), mode=mode)
-  windows = {padded[i : i + 6, j : j + 5].tobytes(): 0 for i in range(5) for j in range(5)}
-  for crop in over_keys(lambda key, image: augment.random_crop(key, image, padding=2, mode=mode)):
-    windows[crop.tobytes()] += 1
-  assert len(windows) == 25
-  assert min(windows.values()) >= 4  # 16 expected, standard deviation 3.9
-  assert max(windows.values()) <= 32
+def test_every_augmentation_is_in_a_recipe_here():
+  assert set(augment.AUGMENTATIONS) == {'flip_alternating'} | {
+    name.split('(')[0] for recipe in RECIPES for name in recipe.split('|')
+  }
 
 
-def test_random_crop_without_padding_is_the_identity():
-  np.testing.assert_array_equal(augment.random_crop(KEYS[0], IMAGE, padding=0), IMAGE)
-
-
-@pytest.mark.parametrize('probability', [0.0, 0.2, 1.0])
-def test_flip_mirrors_columns_with_its_probability(probability):
-  flips = over_keys(lambda key, image: augment.flip_horizontal(key, image, probability=probability))
-  mirrored = (flips == np.fliplr(IMAGE)).all(axis=(1, 2, 3))
-  same = (flips == np.asarray(IMAGE)).all(axis=(1, 2, 3))
-  assert (mirrored ^ same).all()
-  assert abs(mirrored.mean() - probability) <= 4 * (probability * (1 - probability) / 400) ** 0.5
-
-
-def test_one_image_gets_the_same_alone_as_in_a_batch():
-  recipe = augment.parse('random_crop(padding=2)|flip_horizontal')
-  images = jnp.stack([IMAGE, 1 - IMAGE, IMAGE / 2])
-  batched = jax.vmap(recipe)(KEYS[:3], images)
+@pytest.mark.parametrize('channels', [3, 1])
+@pytest.mark.parametrize('spec', RECIPES)
+def test_one_image_gets_the_same_alone_as_in_a_batch(spec, channels):
+  recipe = augment.parse(spec)
+  image = IMAGE[..., :channels]
+  images = jnp.stack([image, 1 - image, image / 2])
+  batched = jax.jit(jax.vmap(recipe))(KEYS[:3], images)
+  alone = jax.jit(recipe)
   for i in range(3):
-    np.testing.assert_array_equal(recipe(KEYS[i], images[i]), batched[i])
+    assert alone(KEYS[i], images[i]).shape == image.shape
+    np.testing.assert_allclose(alone(KEYS[i], images[i]), batched[i], atol=1e-5)
+
+
+@pytest.mark.parametrize('spec', RECIPES[:4])
+def test_compiled_equals_not_compiled(spec):
+  recipe = augment.parse(spec)
+  np.testing.assert_allclose(jax.jit(recipe)(KEYS[0], IMAGE), recipe(KEYS[0], IMAGE), atol=1e-5)
+
+
+def test_visits_reach_the_operations_that_ask():
+  recipe = augment.parse('random_crop(padding=1)|flip_alternating')
+  cropped = augment.parse('random_crop(padding=1)')(KEYS[0], IMAGE)
+  shown = [recipe(KEYS[0], IMAGE, visit=jnp.int32(visit)) for visit in (0, 1)]
+  np.testing.assert_array_equal(shown[0], cropped)
+  np.testing.assert_array_equal(shown[1], cropped[:, ::-1])
+  with pytest.raises(UserError, match='needs batches with `epoch`'):
+    recipe(KEYS[0], IMAGE)
 
 
 def test_parse_runs_operations_in_order_each_with_the_key_of_its_position():
@@ -52,9 +60,9 @@ def test_parse_runs_operations_in_order_each_with_the_key_of_its_position():
   )
   for key in KEYS[:4]:
     draw = lambda position, key=key: jax.random.fold_in(key, position)
-    image = augment.random_crop(draw(0), IMAGE, padding=2, mode='reflect')
-    image = augment.flip_horizontal(draw(1), image)
-    image = augment.random_crop(draw(2), image, padding=1)
+    image = geometry.random_crop(draw(0), IMAGE, padding=2, mode='reflect')
+    image = geometry.flip_horizontal(draw(1), image)
+    image = geometry.random_crop(draw(2), image, padding=1)
     np.testing.assert_array_equal(recipe(key, IMAGE), image)
 
 
@@ -75,6 +83,18 @@ def test_empty_recipe_is_the_identity(spec):
     ('random_crop(padding=1.5)', 'padding=1.5'),
     ('random_crop(padding="4")', "padding='4'"),
     ('random_crop(padding=4, mode="edge")', "mode='edge' is unknown"),
+    ('translate(pixels=2, mode="zero")', "augment: translate mode='zero' is unknown"),
+    ('rotate(degrees=400)', 'rotate(degrees=400) must be a number in [0, 180]'),
+    ('affine(scale=(1.1, 0.9))', 'affine(scale=(1.1, 0.9)) must be two numbers (least, most)'),
+    ('affine(shear=90)', 'affine(shear=90) must be a number in [0, 89]'),
+    ('random_resized_crop(scale=0.5)', 'random_resized_crop(scale=0.5) must be two numbers'),
+    ('random_resized_crop(scale=(0, 1))', 'in (0, 1]'),
+    ('random_erasing(ratio=(1, 1e999))', 'random_erasing(ratio=(1, inf)) must be two numbers'),
+    ('color_jitter(hue=0.6)', 'color_jitter(hue=0.6) must be a number in [0, 0.5]'),
+    ('rand_augment(num_ops=9)', 'rand_augment(num_ops=9) must be an integer in [1, 8]'),
+    ('rand_augment(magnitude=11)', 'rand_augment(magnitude=11) must be a number in [0, 10]'),
+    ('trivial_augment(magnitude=1)', "augment: option of trivial_augment='magnitude' is unknown"),
+    ('flip_alternating(visit=1)', "augment: option of flip_alternating='visit' is unknown"),
     ('flip_horizontal(probability=2)', 'probability=2) must be a number in [0, 1]'),
     ('flip_horizontal(probability=open("x"))', 'options must be plain values'),
     ('flip_horizontal|', 'wrong syntax'),
@@ -93,28 +113,3 @@ def test_mistakes_are_named(spec, message):
     augment.parse(spec)
   assert message in str(error.value)
   assert str(error.value).startswith('augment')
-
-
-def test_reflecting_further_than_the_image_is_refused():
-  with pytest.raises(UserError, match=r'padding=5.* below the size 6x5'):
-    augment.random_crop(KEYS[0], IMAGE, padding=5, mode='reflect')
-
-
-def test_cutout_blackens_a_square_cut_off_at_the_borders():
-  image = jnp.ones((9, 12, 2))
-  keys = jax.random.split(jax.random.key(0), 500)
-  holes = np.asarray(jax.vmap(lambda k: augment.cutout(k, image, size=4))(keys)) == 0
-  assert (holes[..., 0] == holes[..., 1]).all()
-  rows, columns = holes[..., 0].any(axis=2), holes[..., 0].any(axis=1)
-  np.testing.assert_array_equal(holes[..., 0], rows[:, :, None] & columns[:, None, :])
-  heights, widths = rows.sum(axis=1), columns.sum(axis=1)
-  # The centre is always inside: at least half of the square stays, and the whole one fits often.
-  assert (heights.min(), heights.max(), widths.min(), widths.max()) == (2, 4, 2, 4)
-  for hit in (rows, columns):
-    assert hit.any(axis=0).all()  # every row and column is reached
-
-
-@pytest.mark.parametrize('size', [0, -1, 2.0, True])
-def test_cutout_refuses_a_size(size):
-  with pytest.raises(UserError, match=r'augment: cutout\(size='):
-    augment.cutout(jax.random.key(0), jnp.ones((4, 4, 1)), size=size)

@@ -24,7 +24,8 @@ def take(iterator, n):
 def assert_equal(left, right):
   assert len(left) == len(right)
   for a, b in zip(left, right, strict=True):
-    assert a.keys() == b.keys() == {'image', 'label', 'id', 'mask'}
+    assert a.keys() == b.keys()
+    assert a.keys() - {'epoch'} == {'image', 'label', 'id', 'mask'}
     for key in a:
       assert a[key].dtype == b[key].dtype
       np.testing.assert_array_equal(a[key], b[key])
@@ -54,6 +55,17 @@ def test_order_is_a_pure_function_of_seed_and_step():
     np.concatenate([pipeline.train_ids(0, s, 50, 8) for s in range(15)]),
     np.concatenate([pipeline.train_ids(0, s, 50, 24) for s in range(5)]),
   )
+
+
+@pytest.mark.parametrize(('n', 'batch'), [(10, 4), (5, 16)])
+def test_epochs_count_how_often_an_example_came_before(n, batch):
+  seen = np.zeros(n, int)
+  for step in range(8):
+    ids, epochs = pipeline.train_ids(3, step, n, batch), pipeline.train_epochs(step, n, batch)
+    assert epochs.dtype == np.int32
+    for i, epoch in zip(ids, epochs, strict=True):
+      assert epoch == seen[i]
+      seen[i] += 1
 
 
 def test_order_is_uniform():
@@ -102,11 +114,13 @@ def test_streamed_equals_resident():
     np.testing.assert_array_equal(batch['image'], DIGITS.images[ids])
     np.testing.assert_array_equal(batch['label'], DIGITS.labels[ids])
     assert batch['mask'].all()
-    assert [batch[k].dtype for k in ('image', 'label', 'id', 'mask')] == [
+    np.testing.assert_array_equal(batch['epoch'], (np.arange(100) + 100 * step) // len(DIGITS))
+    assert [batch[k].dtype for k in ('image', 'label', 'id', 'mask', 'epoch')] == [
       np.uint8,
       np.int32,
       np.int32,
       np.float32,
+      np.int32,
     ]
 
 

@@ -230,4 +230,16 @@ def test_augmentation_depends_on_the_id_alone_and_only_in_training():
     run(key, images[order], ids[order], True), run(key, images, ids, True)[order]
   )
   plain = preprocess.make_preprocess(None, (0.5,), (0.25,))
+  visits = jnp.arange(6)  # an augmentation that doesn't ask for them doesn't get them
+  np.testing.assert_array_equal(
+    run(key, images, ids, True, visits=visits), run(key, images, ids, True)
+  )
   np.testing.assert_array_equal(run(key, images, ids, False), plain(None, images, ids, False))
+
+
+def test_visits_reach_an_augmentation_that_asks():
+  run = preprocess.make_preprocess(lambda key, image, *, visit: image + visit)
+  images = RNG.integers(0, 256, (3, 2, 2, 1), np.uint8)
+  out = run(jax.random.key(0), images, jnp.arange(3), True, visits=jnp.array([5, 0, 2]))
+  added = np.array([5, 0, 2]).reshape(3, 1, 1, 1)
+  np.testing.assert_allclose(out, images / 255 + added, rtol=1e-6)

@@ -16,7 +16,7 @@ def small_config(**overrides):
   """A network with everything that could depend on how a batch is split over devices."""
   c = config.default()
   c.model = {'name': 'cnn', 'features': (4, 8), 'dense': (16,), 'norm': 'batch', 'dropout': 0.3}
-  c.augment = 'random_crop(padding=2)|flip_horizontal'
+  c.augment = 'random_crop(padding=2)|flip_alternating'
   c.batch_size = 16
   c.optimizer.name = 'momentum'
   c.optimizer.learning_rate = 0.05
@@ -40,7 +40,7 @@ def run(c, workdir, strategy, devices, steps=4):
 
 @pytest.mark.parametrize('resident_megabytes', [1024, 0], ids=['resident', 'streamed'])
 def test_devices_and_strategies_make_the_same_update(tmp_path, resident_megabytes):
-  c = small_config()
+  c = small_config(mix='mixup(alpha=0.2)|cutmix(alpha=1.0)')
   c.data.resident_megabytes = resident_megabytes
   results = [run(c, tmp_path, *how) for how in DEVICES]
   _, reference, history = results[0]

@@ -183,3 +183,55 @@ def test_evaluation_uses_the_moving_average():
   got = step(state, batch)['sum']
   np.testing.assert_allclose(got, (x @ state.ema['params']['w']).sum(), rtol=1e-4)
   assert abs(got - (x @ state.params['w']).sum()) > 1e-3
+
+
+def test_visits_are_the_epoch_plus_a_bit_of_each_example():
+  seen = []
+
+  def preprocess(key, images, ids, train, visits):
+    seen.append(visits)
+    return images
+
+  task, optimizer = linear_task(), optax.sgd(0.1)
+  n = 400
+  batch = {
+    'image': np.ones((n, 3), np.float32), 'label': np.ones(n, np.int32), 'id': np.arange(n),
+    'mask': np.ones(n, np.float32), 'epoch': np.arange(n, dtype=np.int32) // 100,
+  }  # fmt: skip
+  state = state_lib.init(jax.random.key(0), task, optimizer, batch)
+
+  def bits(seed, state):
+    step = steps.make_train_step(task, optimizer, key=jax.random.key(seed), preprocess=preprocess)
+    new, _ = step(state, batch)
+    return np.asarray(seen[-1]) - batch['epoch'], new
+
+  first, later = bits(1, state)
+  assert set(first) == {0, 1}
+  assert abs(first.sum() - n / 2) <= 4 * n**0.5 / 2
+  np.testing.assert_array_equal(bits(1, later)[0], first)  # the same at every step of the run
+  assert (bits(2, state)[0] != first).any()
+
+
+def test_mixing_comes_after_augmentation_with_a_key_of_the_step():
+  keys = []
+
+  def mix(key, batch, *, axis_name):
+    assert axis_name is None
+    keys.append(jax.random.key_data(key))
+    augmented = batch['image'][:, 0].astype(int)  # 2
+    return {**batch, 'label': batch['label'] + augmented}
+
+  task, optimizer = linear_task(), optax.sgd(0.1)
+  batch = {
+    'image': np.ones((2, 3), np.float32), 'label': np.ones(2, np.int32), 'id': np.arange(2),
+    'mask': np.ones(2, np.float32),
+  }  # fmt: skip
+  state = state_lib.init(jax.random.key(0), task, optimizer, batch)
+  step = steps.make_train_step(
+    task, optimizer, key=jax.random.key(1), mix=mix,
+    preprocess=lambda key, images, ids, train: 2 * images,
+  )  # fmt: skip
+  state, metrics = step(state, batch)
+  assert float(metrics['loss']) == 2 * 3**2
+  step(state, batch)
+  assert (keys[0] != keys[1]).any()
