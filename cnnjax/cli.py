@@ -1,7 +1,7 @@
 """What all commands share: flags parsed, a mistake told in one line, and the exit status.
 
-0 done; 2 a mistake in flags, config or data; 3 a non-finite loss; 143 after SIGTERM and 130 after
-SIGINT, with the state saved.
+0 done; 2 a mistake in flags, config or data; 3 a non-finite loss; 4 another process of the run died
+or failed; 143 after SIGTERM and 130 after SIGINT, with the state saved.
 """
 
 import logging
@@ -24,6 +24,17 @@ class Stopped(Exception):
 
 class NonFinite(Exception):
   """The cost or its gradient is no longer a number."""
+
+
+class PeerError(Exception):
+  """Another process of this run keeps this one waiting."""
+
+
+def status(error: BaseException) -> int:
+  """The exit status that goes with an error; 1 for what nobody foresaw."""
+  kinds = ((errors.UserError, 2), (NonFinite, 3), (PeerError, 4))
+  known = (number for kind, number in kinds if isinstance(error, kind))
+  return error.status if isinstance(error, Stopped) else next(known, 1)
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -55,15 +66,9 @@ def run(main: Callable[[], None]) -> None:
   try:
     _parse(argv)
     main()
-  except errors.UserError as e:
+  except (errors.UserError, NonFinite, PeerError, Stopped) as e:
     print(f'{_name(argv)}: {e}', file=sys.stderr)
-    sys.exit(2)
-  except NonFinite as e:
-    print(f'{_name(argv)}: {e}', file=sys.stderr)
-    sys.exit(3)
-  except Stopped as e:
-    print(f'{_name(argv)}: {e}', file=sys.stderr)
-    sys.exit(e.status)
+    sys.exit(status(e))
 
 
 def _name(argv: list[str]) -> str:

@@ -63,7 +63,7 @@ def fingerprint(flat: Mapping[str, np.ndarray]) -> dict[str, str]:
 
 
 class Checkpoints:
-  """The checkpoints of a working directory.
+  """The checkpoints of a working directory. Process 0 has them; in others nothing is ever there.
 
   Saving is asynchronous. An error of an earlier save surfaces at the next `save`, `check` or
   the end of the `with` block, never silently.
@@ -87,8 +87,14 @@ class Checkpoints:
       best_metric: a test metric for which higher is better.
       read_only: never create or delete anything.
     """
+    self._manager: Any = None
+    if jax.process_index() != 0:
+      return
     import orbax.checkpoint as ocp
 
+    directory = os.path.abspath(os.path.join(workdir, 'checkpoints'))
+    if not read_only:
+      os.makedirs(directory, exist_ok=True)
     self._ocp = ocp
     policies = ocp.checkpoint_managers
     keep: list[Any] = [policies.LatestN(keep_last)]
@@ -101,12 +107,13 @@ class Checkpoints:
         )
       )
     self._manager = ocp.CheckpointManager(
-      os.path.abspath(os.path.join(workdir, 'checkpoints')),
+      directory,
       options=ocp.CheckpointManagerOptions(
         preservation_policy=policies.AnyPreservationPolicy(keep),
         enable_async_checkpointing=not read_only,
         read_only=read_only,
-        create=not read_only,
+        create=False,
+        multiprocessing_options=ocp.options.MultiprocessingOptions(active_processes={0}),
       ),
       item_handlers={
         'state': ocp.PyTreeCheckpointHandler(),
@@ -116,7 +123,7 @@ class Checkpoints:
 
   def steps(self) -> list[int]:
     """The steps that can be restored, ascending."""
-    return sorted(self._manager.all_steps())
+    return sorted(self._manager.all_steps()) if self._manager else []
 
   def save(
     self, state: State, progress: Mapping[str, Any], metrics: Mapping[str, float] | None = None
@@ -129,7 +136,7 @@ class Checkpoints:
       metrics: test figures, by which the best are kept.
     """
     step = int(state.step)
-    if step in self._manager.all_steps():
+    if not self._manager or step in self._manager.all_steps():
       return
     args = self._ocp.args
     self._manager.save(
@@ -183,12 +190,14 @@ class Checkpoints:
 
   def check(self) -> None:
     """Raises what an asynchronous save has failed with since the last look."""
-    self._manager.check_for_errors()
+    if self._manager:
+      self._manager.check_for_errors()
 
   def __enter__(self) -> 'Checkpoints':
     return self
 
   def __exit__(self, *exc: object) -> None:
     """Waits for saves under way and raises what they failed with."""
-    self._manager.wait_until_finished()
-    self._manager.close()
+    if self._manager:
+      self._manager.wait_until_finished()
+      self._manager.close()

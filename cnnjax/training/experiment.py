@@ -13,7 +13,7 @@ from cnnjax.config import Config
 from cnnjax.data import augment, pipeline, prefetch, preprocess, sources
 from cnnjax.layers import norm
 from cnnjax.tasks import Task, classification
-from cnnjax.training import optimizers, parallel, schedules, steps, warm_start, workdir
+from cnnjax.training import optimizers, parallel, processes, schedules, steps, warm_start, workdir
 from cnnjax.training import state as state_lib
 from cnnjax.training.state import State
 
@@ -109,7 +109,7 @@ def create(config: Config, directory: str) -> Experiment:
     )
   else:
     feed = _streamed_feed(config, plan, devices, train, test)
-  description = _describe(config, directory, train, test)
+  description = processes.share(lambda: _describe(config, directory, train, test))
   normalise = preprocess.make_preprocess(
     augment_image, description['mean'], description['std'], 'float32'
   )
@@ -226,8 +226,7 @@ def _describe(
     'mean': [float(x) for x in mean],
     'std': [float(x) for x in std],
   }
-  if jax.process_index() == 0:
-    workdir.write_data(directory, description)
+  workdir.write_data(directory, description)
   return description
 
 

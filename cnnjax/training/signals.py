@@ -8,11 +8,15 @@ from cnnjax.cli import Stopped
 
 
 class Signals:
-  """A context in which the first SIGTERM or SIGINT is remembered and the second acts as ever."""
+  """A context in which the first SIGTERM or SIGINT is remembered and the second acts as ever.
+
+  Attributes:
+    received: the signal, or None; `processes` sets it where it came to another process.
+  """
 
   def __init__(self) -> None:
     """Installs nothing yet."""
-    self._received: signal.Signals | None = None
+    self.received: signal.Signals | None = None
     self._previous: dict[int, object] = {}
 
   def __enter__(self) -> 'Signals':
@@ -29,13 +33,13 @@ class Signals:
 
   def _remember(self, number: int, frame: FrameType | None) -> None:
     del frame
-    self._received = signal.Signals(number)
+    self.received = signal.Signals(number)
     signal.signal(number, self._previous[number])  # type: ignore[arg-type]
 
   def __bool__(self) -> bool:
-    return self._received is not None
+    return self.received is not None
 
   def stopped(self, where: str) -> Stopped:
     """The exception that ends the run: exit status 128 + the signal's number."""
-    assert self._received is not None
-    return Stopped(f'{self._received.name}: stopped {where}', 128 + self._received)
+    assert self.received is not None
+    return Stopped(f'{self.received.name}: stopped {where}', 128 + self.received)

@@ -6,7 +6,7 @@ import pytest
 
 from cnnjax import config
 from cnnjax.errors import UserError
-from cnnjax.training import experiment
+from cnnjax.training import checkpoint, experiment
 
 DEVICES = (('pmap', 1), ('pmap', 2), ('shard_map', 2))
 
@@ -64,6 +64,24 @@ def test_streamed_equals_resident_to_the_bit(tmp_path):
   _, streamed, _ = run(c, tmp_path, 'pmap', 1)
   for a, b in zip(jax.tree.leaves(resident), jax.tree.leaves(streamed), strict=True):
     np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(('before', 'after'), [(1, 2), (2, 1)])
+def test_a_checkpoint_of_some_devices_resumes_on_others(tmp_path, before, after):
+  c = small_config()
+  _, reference, _ = run(c, tmp_path, 'pmap', before)
+  _, half, _ = run(c, tmp_path, 'pmap', before, steps=2)
+  with checkpoint.Checkpoints(str(tmp_path)) as checkpoints:
+    checkpoints.save(half, {})
+  c.parallel.devices = after
+  setup = experiment.create(config.validate(c), str(tmp_path))
+  with checkpoint.Checkpoints(str(tmp_path), read_only=True) as checkpoints:
+    state = setup.devices.replicate(checkpoints.restore(setup.init())[0])
+  batches = setup.train_batches(2)
+  for _ in range(2):
+    state, _ = setup.train_step(state, next(batches))
+  for a, b in zip(jax.tree.leaves(reference), jax.tree.leaves(state), strict=True):
+    np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-6)
 
 
 @pytest.mark.parametrize('how', DEVICES)
