@@ -36,6 +36,13 @@ class NonFinite(Exception):
   """The cost or its gradient is no longer a number."""
 
 
+def status(error: BaseException) -> int:
+  """The exit status that goes with an error; 1 for what nobody foresaw."""
+  kinds = ((errors.UserError, 2), (NonFinite, 3), (errors.MachineError, 4))
+  known = (number for kind, number in kinds if isinstance(error, kind))
+  return error.status if isinstance(error, Stopped) else next(known, 1)
+
+
 def _parse(argv: list[str]) -> list[str]:
   try:
     rest = flags.FLAGS(argv)
@@ -65,23 +72,14 @@ def run(main: Callable[[], None]) -> None:
   try:
     _parse(argv)
     main()
-  except errors.UserError as e:
+  except (errors.UserError, errors.MachineError, NonFinite, Stopped) as e:
     print(f'{_name(argv)}: {e}', file=sys.stderr)
-    sys.exit(2)
-  except NonFinite as e:
-    print(f'{_name(argv)}: {e}', file=sys.stderr)
-    sys.exit(3)
-  except errors.MachineError as e:
-    print(f'{_name(argv)}: {e}', file=sys.stderr)
-    sys.exit(4)
+    sys.exit(status(e))
   except OSError as e:
     if e.errno not in _MACHINE:
       raise
     print(f'{_name(argv)}: {e.strerror}: {e.filename or "a file"}', file=sys.stderr)
     sys.exit(4)
-  except Stopped as e:
-    print(f'{_name(argv)}: {e}', file=sys.stderr)
-    sys.exit(e.status)
   except KeyboardInterrupt:
     print(f'{_name(argv)}: interrupted', file=sys.stderr)
     sys.exit(130)

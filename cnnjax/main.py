@@ -1,11 +1,13 @@
 """Command line: trains or evaluates the network that a config describes.
 
   python -m cnnjax.main --config=FILE[:ARGUMENT] --workdir=DIR [--config.KEY=VALUE ...]
-      [--mode=train|eval]
+      [--mode=train|eval] [--distributed]
 
-The same command with the same workdir resumes where it stopped.
+The same command with the same workdir resumes where it stopped. docs/scaling.md says how to start
+it as several processes.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -25,6 +27,19 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where the run keeps all that it leaves.')
 _MODE = flags.DEFINE_enum('mode', 'train', ('train', 'eval'), 'Train, or evaluate a checkpoint.')
+_DISTRIBUTED = flags.DEFINE_bool(
+  'distributed',
+  None,
+  'One run of several processes, found by what launched them; by default where they are found.',
+)
+_COORDINATOR = flags.DEFINE_string(
+  'coordinator_address', None, 'HOST:PORT of process 0, where no launcher tells.'
+)
+_NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'How many, where no launcher tells.')
+_PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Which this is, where no launcher tells.')
+_PEER_TIMEOUT = flags.DEFINE_float(
+  'peer_timeout', 30.0, 'Seconds of silence after which a process counts as dead.', lower_bound=1
+)
 
 
 def main() -> None:
@@ -43,12 +58,39 @@ def main() -> None:
   if config.compilation_cache:
     _use_compilation_cache()
 
+  with _processes():
+    _run(config, workdir)
+
+
+def _processes() -> contextlib.AbstractContextManager[None]:
+  from cnnjax.training import processes
+
+  given = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+  explicit = [value is not None for value in given]
+  if any(explicit) and not all(explicit):
+    raise errors.UserError(
+      '--coordinator_address, --num_processes and --process_id are given together or not at all'
+    )
+  wanted = (
+    any(explicit) or processes.launched() if _DISTRIBUTED.value is None else _DISTRIBUTED.value
+  )
+  if not wanted:
+    return contextlib.nullcontext()
+  return processes.together(*given, peer_timeout=_PEER_TIMEOUT.value)
+
+
+def _run(config: config_lib.Config, workdir: str) -> None:
+  import jax
+
   from cnnjax.training import loop
 
-  if _MODE.value == 'eval':
-    print(json.dumps(loop.evaluate_checkpoint(config, workdir)))
+  evaluating = _MODE.value == 'eval'
+  row = loop.evaluate_checkpoint(config, workdir) if evaluating else loop.train(config, workdir)
+  if jax.process_index() != 0:
     return
-  row = loop.train(config, workdir)
+  if evaluating:
+    print(json.dumps(row))
+    return
   accuracy = f'test accuracy {row["accuracy"]:.4f}, loss {row["loss"]:.4f} at step {row["step"]}'
   print(f'{accuracy}\nmetrics      {workdir}/metrics.jsonl\ncheckpoints  {workdir}/checkpoints')
   print(f'TensorBoard  tensorboard --logdir {workdir}')

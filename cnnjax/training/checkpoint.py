@@ -118,7 +118,7 @@ def _saving(directory: Any) -> Iterator[None]:
 
 
 class Checkpoints:
-  """The checkpoints of a working directory.
+  """The checkpoints of a working directory. Process 0 has them; in others nothing is ever there.
 
   Saving is asynchronous. An error of an earlier save surfaces at the next `save`, `check` or
   the end of the `with` block, never silently.
@@ -142,20 +142,27 @@ class Checkpoints:
       best_metric: a test metric for which higher is better.
       read_only: never create or delete anything.
     """
+    self._manager: Any = None
+    if jax.process_index() != 0:
+      return
     import orbax.checkpoint as ocp
 
+    directory = os.path.abspath(os.path.join(workdir, 'checkpoints'))
+    if not read_only:
+      os.makedirs(directory, exist_ok=True)
     self._ocp = ocp
     self._read_only, self._best_metric = read_only, best_metric
     self._damaged = os.path.abspath(os.path.join(workdir, 'damaged'))
     self._keep = _Keep(keep_last, keep_best, {})
     self._manager = ocp.CheckpointManager(
-      os.path.abspath(os.path.join(workdir, 'checkpoints')),
+      directory,
       options=ocp.CheckpointManagerOptions(
         preservation_policy=self._keep,
         enable_async_checkpointing=not read_only,
         read_only=read_only,
-        create=not read_only,
+        create=False,
         cleanup_tmp_directories=not read_only,  # what a killed save has left
+        multiprocessing_options=ocp.options.MultiprocessingOptions(active_processes={0}),
       ),
       item_handlers={
         'state': ocp.PyTreeCheckpointHandler(),
@@ -168,7 +175,7 @@ class Checkpoints:
 
   def steps(self) -> list[int]:
     """The steps that can be restored, ascending."""
-    return sorted(self._manager.all_steps())
+    return sorted(self._manager.all_steps()) if self._manager else []
 
   def save(
     self, state: State, progress: Mapping[str, Any], metrics: Mapping[str, float] | None = None
@@ -184,7 +191,7 @@ class Checkpoints:
       MachineError: this save or the one before failed; what is there stays as it is.
     """
     step = int(state.step)
-    if step in self._manager.all_steps():
+    if not self._manager or step in self._manager.all_steps():
       return
     args, flat = self._ocp.args, _to_flat(state)
     saved: dict[str, Any] = {'progress': dict(progress), 'figures': dict(metrics or {})}
@@ -300,6 +307,8 @@ class Checkpoints:
 
   def check(self) -> None:
     """Raises a MachineError if an asynchronous save has failed since the last look."""
+    if not self._manager:
+      return
     with _saving(self._manager.directory):
       self._manager.check_for_errors()
 
@@ -308,6 +317,8 @@ class Checkpoints:
 
   def __exit__(self, *exc: object) -> None:
     """Waits for saves under way; raises a MachineError if one failed."""
+    if not self._manager:
+      return
     with _saving(self._manager.directory):
       self._manager.wait_until_finished()
       self._manager.close()

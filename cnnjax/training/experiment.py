@@ -19,6 +19,7 @@ from cnnjax.tasks import Task, classification
 from cnnjax.training import (
   optimizers,
   parallel,
+  processes,
   recalibration,
   schedules,
   steps,
@@ -126,7 +127,7 @@ def create(config: Config, directory: str) -> Experiment:
     )
   else:
     feed = _streamed_feed(config, plan, devices, train, test)
-  description = _describe(config, directory, train, test)
+  description = processes.share(lambda: _describe(config, directory, train, test))
   normalise = preprocess.make_preprocess(
     augment_image, description['mean'], description['std'], 'float32'
   )
@@ -299,8 +300,7 @@ def _describe(
     'mean': [float(x) for x in mean],
     'std': [float(x) for x in std],
   }
-  if jax.process_index() == 0:
-    workdir.write_data(directory, description)
+  workdir.write_data(directory, description)
   return description
 
 

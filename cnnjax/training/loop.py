@@ -13,7 +13,16 @@ import numpy as np
 
 from cnnjax.cli import NonFinite
 from cnnjax.config import Config
-from cnnjax.training import checkpoint, experiment, metrics, probes, steps, workdir, writers
+from cnnjax.training import (
+  checkpoint,
+  experiment,
+  metrics,
+  probes,
+  processes,
+  steps,
+  workdir,
+  writers,
+)
 from cnnjax.training.clock import Clock
 from cnnjax.training.signals import Signals
 from cnnjax.training.state import State
@@ -86,7 +95,7 @@ def train(config: Config, directory: str) -> Row:
     # Set-up: data, model, steps
     if jax.process_index() == 0:
       stack.enter_context(workdir.lock(directory))
-    workdir.prepare(directory, config)
+    processes.share(lambda: workdir.prepare(directory, config))
     setup = experiment.create(config, directory)
     plan = setup.plan
     checkpoints = stack.enter_context(
@@ -103,11 +112,13 @@ def train(config: Config, directory: str) -> Row:
     if checkpoints.steps():
       state, saved = checkpoints.restore(state)
       progress = Progress(**saved)
+    state = processes.broadcast(state)
+    progress = Progress(**processes.share(lambda: dataclasses.asdict(progress)))
     first = int(state.step)
     if first == plan.steps:
-      return last_evaluation(directory)
+      return processes.share(lambda: last_evaluation(directory))
     state = setup.devices.replicate(state)
-    if signals:
+    if processes.stopping(signals, first):
       raise signals.stopped(f'before step {first + 1}')
 
     # Loop
@@ -163,7 +174,9 @@ def train(config: Config, directory: str) -> Row:
         jax.block_until_ready(pending[-2])
 
       last = step == plan.steps
-      stopping = bool(signals) and not last  # looked at once: one that comes later waits a step
+      stopping = (
+        processes.stopping(signals, step) and not last
+      )  # looked at once: one that comes later waits a step
       evaluating = last or step % plan.eval_every == 0
       saving = last or stopping or step % plan.checkpoint_every == 0
       if last or step % config.log_every == 0:
@@ -253,10 +266,13 @@ def evaluate_checkpoint(config: Config, directory: str, step: int | None = None)
   Raises:
     UserError: there is no such checkpoint, or the directory is another config's.
   """
-  workdir.check(directory, config)
+  processes.share(lambda: bool(workdir.check(directory, config)))
   setup = experiment.create(config, directory)
   with checkpoint.Checkpoints(directory, read_only=True) as checkpoints:
-    state, _ = checkpoints.restore(setup.init(), step)
+    state = setup.init()
+    if jax.process_index() == 0:
+      state, _ = checkpoints.restore(state, step)
+    state = processes.broadcast(state)
   figures = evaluate(setup, setup.devices.replicate(state))
   return {'step': int(state.step), 'split': 'test', **figures}
 

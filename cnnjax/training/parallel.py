@@ -52,6 +52,10 @@ def create(strategy: str = 'pmap', *, devices: int = 0) -> Parallel:
     raise errors.UserError(
       f'config.parallel.devices={devices} but this machine has {len(found)} ({found[0].platform})'
     )
+  if jax.process_count() > 1 and devices not in (0, len(found)):
+    raise errors.UserError(
+      f'config.parallel.devices={devices}: several processes use all their devices, {len(found)}'
+    )
   used = tuple(found[: devices or len(found)])
   if strategy not in _STRATEGIES:
     raise errors.unknown('config.parallel.strategy', strategy, _STRATEGIES)

@@ -13,7 +13,8 @@ OUT_OF_TIME = 75  # EX_TEMPFAIL of sysexits.h: not finished, try again
 class Signals:
   """A context in which the first SIGTERM or SIGINT is remembered and the second acts as ever.
 
-  True once a signal came or the time is over.
+  Attributes:
+    received: the signal, or None; `processes` sets it where it came to another process.
   """
 
   def __init__(self, max_seconds: float = 0.0) -> None:
@@ -24,7 +25,7 @@ class Signals:
     """
     self._max_seconds = max_seconds
     self._started = time.monotonic()
-    self._received: signal.Signals | None = None
+    self.received: signal.Signals | None = None
     self._previous: dict[int, object] = {}
 
   def __enter__(self) -> 'Signals':
@@ -41,15 +42,22 @@ class Signals:
 
   def _remember(self, number: int, frame: FrameType | None) -> None:
     del frame
-    self._received = signal.Signals(number)
+    self.received = signal.Signals(number)
     signal.signal(number, self._previous[number])  # type: ignore[arg-type]
 
   def __bool__(self) -> bool:
+    return self.wish is not None
+
+  @property
+  def wish(self) -> int | None:
+    """The signal that came; 0 if the time is over; None as long as the run may go on."""
+    if self.received is not None:
+      return int(self.received)
     late = self._max_seconds and time.monotonic() - self._started >= self._max_seconds
-    return self._received is not None or bool(late)
+    return 0 if late else None
 
   def stopped(self, where: str) -> Stopped:
     """The exception that ends the run: exit status 75, or 128 + the signal's number."""
-    if self._received is None:
+    if self.received is None:
       return Stopped(f'config.max_seconds={self._max_seconds:g}: stopped {where}', OUT_OF_TIME)
-    return Stopped(f'{self._received.name}: stopped {where}', 128 + self._received)
+    return Stopped(f'{self.received.name}: stopped {where}', 128 + self.received)

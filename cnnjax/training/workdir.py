@@ -24,7 +24,7 @@ _MAY_CHANGE = (
   'max_seconds',
   'data.timeout',
   'profile',
-)  # between two starts: no result depends on them
+)  # no result depends on these
 
 
 @contextlib.contextmanager

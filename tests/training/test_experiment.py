@@ -7,7 +7,7 @@ import pytest
 from cnnjax import config, models
 from cnnjax.data import pipeline, sources
 from cnnjax.errors import UserError
-from cnnjax.training import experiment
+from cnnjax.training import checkpoint, experiment
 
 DEVICES = (('pmap', 1), ('pmap', 2), ('shard_map', 2))
 
@@ -115,6 +115,24 @@ def test_features_are_of_every_example_in_order_on_any_devices(tmp_path):
   again, labels_again = other.features(other.devices.replicate(jax.device_get(state)), 'test')
   np.testing.assert_allclose(rows, again, rtol=1e-4, atol=1e-6)
   np.testing.assert_array_equal(labels, labels_again)
+
+
+@pytest.mark.parametrize(('before', 'after'), [(1, 2), (2, 1)])
+def test_a_checkpoint_of_some_devices_resumes_on_others(tmp_path, before, after):
+  c = small_config()
+  setup, reference, _ = run(c, tmp_path, 'pmap', before, steps=2)
+  with checkpoint.Checkpoints(str(tmp_path)) as checkpoints:
+    checkpoints.save(reference, {})
+  for _, batch in zip(range(2), setup.train_batches(2), strict=False):
+    reference, _ = setup.train_step(reference, batch)
+  c.parallel.devices = after
+  setup = experiment.create(config.validate(c), str(tmp_path))
+  with checkpoint.Checkpoints(str(tmp_path), read_only=True) as checkpoints:
+    state = setup.devices.replicate(checkpoints.restore(setup.init())[0])
+  for _, batch in zip(range(2), setup.train_batches(2), strict=False):
+    state, _ = setup.train_step(state, batch)
+  for a, b in zip(jax.tree.leaves(reference), jax.tree.leaves(state), strict=True):
+    np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-6)
 
 
 @pytest.mark.parametrize('how', DEVICES)
