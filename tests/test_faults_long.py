@@ -181,7 +181,7 @@ def test_a_clock_that_jumps(undisturbed, tmp_path):  # noqa: F811
     _, err = process.communicate(timeout=900)
     if process.returncode == 0:
       break
-    # Orbax waits for its files by the wall clock: a leap ahead in a save ends the wait, and the run.
+    # Orbax waits by the wall clock: a leap ahead in a save ends the wait, and the run.
     assert process.returncode == 4, err
     assert 'a checkpoint cannot be saved' in err
   assert result(folder) == undisturbed
