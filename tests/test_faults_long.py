@@ -97,6 +97,31 @@ def test_a_lost_data_worker(undisturbed, tmp_path, fault):  # noqa: F811
   assert result(folder) == undisturbed
 
 
+HANGS = """
+import time
+from cnnjax.data import sources
+from tests import slow_digits
+def get_config():
+  read = sources.ArraySource.__getitem__
+  began = time.monotonic()
+  def hangs(source, index):
+    while time.monotonic() - began > 6:
+      time.sleep(1)
+    return read(source, index)
+  sources.ArraySource.__getitem__ = hangs
+  return slow_digits.get_config('2000')
+"""
+
+
+def test_storage_that_no_longer_answers(cache, tmp_path):  # noqa: F811
+  config = tmp_path / 'config.py'
+  config.write_text(HANGS)
+  overrides = ('--config.data.resident_megabytes=0', '--config.data.timeout=2')
+  _, err = end(begin(tmp_path / 'run', *overrides, config=f'--config={config}'), 4)
+  assert 'does the storage answer?' in one_line(err)
+  assert checkpoints_of(tmp_path / 'run')
+
+
 def test_workers_of_a_killed_run_end(cache, tmp_path):  # noqa: F811
   before = set(os.listdir('/dev/shm'))
   process = begin(tmp_path / 'run', *STREAMED)
