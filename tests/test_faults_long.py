@@ -64,7 +64,7 @@ def test_thirty_signals_change_no_bit(undisturbed, tmp_path, capsys):  # noqa: F
   folder, chance, ended = tmp_path / 'run', random.Random(0), Counter()
   for strike in range(30):
     process = begin(folder, *STREAMED, under=('setsid',))
-    time.sleep(chance.uniform(0.5, 9))
+    time.sleep(chance.uniform(0.5, 5))
     number = (signal.SIGTERM, signal.SIGINT)[strike % 2]
     os.killpg(process.pid, number)
     _, err = process.communicate(timeout=900)
@@ -277,4 +277,4 @@ def test_memory_is_flat_over_2000_steps(cache, tmp_path, capsys):  # noqa: F811
     for low in (500, 1500)
   )
   report(capsys, f'{second:.1f} MiB in steps 500 to 999, {last:.1f} MiB in steps 1500 to 1999')
-  assert last - second < 8  # a state leaked by each checkpoint would be 36
+  assert last - second < 16  # a state leaked by each checkpoint would be 36
