@@ -60,6 +60,12 @@ def result(folder):
   return [{k: v for k, v in row.items() if k not in timed} for row in rows], states
 
 
+def outcome(of):
+  """A result without older checkpoints: a run that was told to stop has left one of that step."""
+  rows, states = of
+  return rows, states[STEPS]
+
+
 @pytest.fixture(scope='module')
 def cache(tmp_path_factory):
   """Compiled programs are shared by the runs of this file, and by nobody else."""
@@ -226,7 +232,7 @@ def test_full_disks_damage_and_the_end_of_the_time_change_no_bit(undisturbed, co
   assert 'config.max_seconds=0.8: stopped' in stopped
 
   end(begin(copy), 0)
-  assert result(copy) == undisturbed
+  assert outcome(result(copy)) == outcome(undisturbed)
 
 
 # Root writes into read-only directories, unless it gives this up.
