@@ -18,5 +18,6 @@ def get_config(steps='60'):
   c = lenet5.get_config()
   c.steps = int(steps)
   c.schedule.warmup_epochs = 0
+  c.ops = 'xla'  # says nothing, wherever it runs
   c.log_every, c.eval_every, c.checkpoint.every = 5, 20, 10
   return c

@@ -8,13 +8,16 @@ and the examples of a step are a pure function of (seed, step): resuming is only
 import atexit
 import contextlib
 import functools
+import itertools
 import logging
 import math
 import multiprocessing
 import os
+import signal
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
 from typing import Any
 
 import numpy as np
@@ -190,17 +193,27 @@ def _eval_plan(step: int, *, num_examples: int, batch_size: int, rows: slice) ->
 
 
 def _start_worker(index: int, count: int) -> None:
-  """Workers leave signals to the main process, end with it, and touch no accelerator."""
+  """Workers end with the main process, and touch no accelerator."""
   del index, count
-  import signal
-
   import jax  # Grain has imported it; no backend is started here
 
-  # Both go to a whole group of processes: by Ctrl-C, and when a queue ends a job.
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
-  signal.signal(signal.SIGTERM, signal.SIG_IGN)
   threading.Thread(target=_end_with_parent, daemon=True).start()
   jax.config.update('jax_platforms', 'cpu')
+
+
+@contextlib.contextmanager
+def _signals_blocked() -> Iterator[None]:
+  """Threads and processes that begin inside leave SIGINT and SIGTERM to the main process.
+
+  Both go to a whole group of processes: by Ctrl-C, and when a queue ends a job. A worker that one
+  kills while it starts would leave its parent writing to it for ever (multiprocessing's spawn).
+  """
+  resource_tracker.ensure_running()  # starting it unblocks signals, in older Pythons
+  before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+  try:
+    yield
+  finally:
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _end_with_parent() -> None:
@@ -217,16 +230,19 @@ def _workers() -> dict[int | None, Any]:
   return {p.pid: p for p in children if p.name.startswith('grain-process-prefetch')}
 
 
-def end_workers(seconds: float) -> None:
-  """Kills workers that gave no batch for so many seconds; their streams end in an error."""
+def end_workers(seconds: float) -> bool:
+  """Kills workers that gave no batch for so many seconds; their streams end in an error.
+
+  Returns:
+    Whether there were any.
+  """
   workers = _workers()
-  if not workers:
-    _LOGGER.warning('no batch for %g s: the storage that holds the data may not answer', seconds)
   for number, worker in workers.items():
     _LOGGER.warning(
       'data worker (process %s): no batch for config.data.timeout=%g s, killed', number, seconds
     )
     worker.kill()
+  return bool(workers)
 
 
 _open: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -266,7 +282,9 @@ def _read(batches: _Batches, workers: int) -> Iterator[Batch]:
   atexit.unregister(_close_at_exit)  # the last registered is the first to run: before
   atexit.register(_close_at_exit)  # multiprocessing's, which came with Grain
   try:
-    for batch in iterator:
+    with _signals_blocked() if workers else contextlib.nullcontext():
+      begun = itertools.chain(list(itertools.islice(iterator, 1)), iterator)  # starts them
+    for batch in begun:
       if len(known) < workers:
         known |= _workers()
       if workers:  # out of shared memory, which is scarce and not the caller's to hold

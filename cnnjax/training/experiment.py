@@ -4,6 +4,8 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import logging
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -28,6 +30,8 @@ from cnnjax.training import (
 )
 from cnnjax.training import state as state_lib
 from cnnjax.training.state import State
+
+_LOGGER = logging.getLogger(__name__)
 
 
 class Batches(Protocol):
@@ -372,14 +376,16 @@ def _streamed_feed(config, plan, devices, train, test) -> _Feed:
     return ahead(pipeline.eval_batches(source, batch_size=plan.eval_batch_size, **options))
 
   def ahead(batches):
-    seconds = config.data.timeout
     return prefetch.prefetch(
-      batches,
-      devices.split,
-      config.data.prefetch,
-      timeout=seconds,
-      on_timeout=functools.partial(pipeline.end_workers, seconds),
+      batches, devices.split, config.data.prefetch, timeout=seconds, on_timeout=end_what_hangs
     )
+
+  seconds = config.data.timeout
+
+  def end_what_hangs():
+    if not pipeline.end_workers(seconds):
+      _LOGGER.error('no batch for config.data.timeout=%g s: does the storage answer?', seconds)
+      os._exit(4)  # a thread that hangs in a read would keep any other exit waiting
 
   def compile(step, data, donate):
     del data

@@ -102,27 +102,31 @@ def every_damage(file):
 
 
 def test_damage_in_any_file_never_gives_wrong_weights(tmp_path, caplog):
-  old, new = make_state(1, fill=0.25), make_state(2, fill=0.75)
+  # Random numbers, as weights are: compressed constants would fail to unpack without any checksum.
+  numbers = jax.random.normal(jax.random.key(0), (2, 2, 3000))
+  old, new = (make_state(s, width=3000, fill=numbers[s - 1]) for s in (1, 2))
   with open_checkpoints(tmp_path) as checkpoints:
     checkpoints.save(old, {'loss': 1.5}, {'accuracy': 0.5})
     checkpoints.save(new, {'loss': 2.5}, {'accuracy': 0.75})
   files = [f for f in (tmp_path / 'checkpoints' / '2').rglob('*') if f.is_file()]
-  fell_back = set()
+  fell_back, reasons = set(), ''
   for file in files:
     whole = file.read_bytes()
     for broken in every_damage(file):
       caplog.clear()
       file.write_bytes(broken)
       with open_checkpoints(tmp_path, read_only=True) as checkpoints:
-        state, progress = checkpoints.restore(make_state())
+        state, progress = checkpoints.restore(make_state(width=3000))
       step = int(state.step)
       assert equal(state, {1: old, 2: new}[step]), file
       assert progress == {'loss': step + 0.5}
       assert (step == 1) == any('2 is damaged' in line for line in caplog.messages)
       if step == 1:
         fell_back.add(file.parent.name)
+        reasons += caplog.text
     file.write_bytes(whole)
   assert {'progress', 'd'} <= fell_back  # the JSON and the arrays
+  assert 'params: its SHA-256 is another' in reasons  # what no other checksum had seen
 
 
 def test_a_damaged_checkpoint_is_set_aside_and_made_anew(tmp_path):
