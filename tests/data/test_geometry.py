@@ -70,7 +70,7 @@ def test_alternating_flip_mirrors_at_odd_visits():
     np.testing.assert_array_equal(shown, IMAGE[:, ::-1] if visit % 2 else IMAGE)
 
 
-@pytest.mark.parametrize('seed', range(4))
+@pytest.mark.parametrize('seed', range(2))
 def test_warp_is_the_affine_map_of_scipy_and_of_dm_pix(seed):
   rng = np.random.default_rng(seed)
   image = rng.random((9, 12, 2)).astype(np.float32)

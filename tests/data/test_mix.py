@@ -1,5 +1,7 @@
 """Mixup and CutMix: what was drawn is read from the labels, and the images must agree with it."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -12,11 +14,16 @@ KEY = jax.random.key(5)
 BOTH = 'mixup(alpha=0.2)|cutmix(alpha=1.0)'
 
 
-def batch(n=16, size=(6, 8, 2), classes=32, **changes):
+@functools.cache
+def compiled(spec, num_classes=16):
+  return jax.jit(mix.parse(spec, num_classes=num_classes))
+
+
+def batch(n=16, size=(6, 8, 2), **changes):
   rng = np.random.default_rng(0)
   values = {
     'image': rng.random((n, *size)).astype(np.float32),
-    'label': np.arange(n, dtype=np.int32) % classes,
+    'label': np.arange(n, dtype=np.int32),
     'id': rng.permutation(n).astype(np.int32),
     'mask': np.ones(n, np.float32),
   }
@@ -39,8 +46,8 @@ def constant(n):
 
 
 def test_mixup_blends_with_the_row_before_by_the_labels_weight():
-  given = batch(classes=16)
-  mixed = jax.jit(mix.parse('mixup(alpha=0.4)', num_classes=16))(KEY, given)
+  given = batch()
+  mixed = compiled('mixup(alpha=0.4)')(KEY, given)
   own = shares(mixed['label'])[:, None, None, None]
   before = np.roll(given['image'], 1, axis=0)
   np.testing.assert_allclose(
@@ -50,7 +57,7 @@ def test_mixup_blends_with_the_row_before_by_the_labels_weight():
     np.testing.assert_array_equal(mixed[name], given[name])
 
 
-@pytest.mark.parametrize('alpha', [0.2, 1.0, 5.0])
+@pytest.mark.parametrize('alpha', [0.2, 5.0])
 def test_mixup_weights_have_the_moments_of_beta(alpha):
   keys = jax.random.split(KEY, 4000)
   _, own = jax.jit(jax.vmap(lambda key: mix.mixup(key, 1, 1, alpha=alpha)))(keys)
@@ -61,8 +68,8 @@ def test_mixup_weights_have_the_moments_of_beta(alpha):
 
 def test_cutmix_pastes_a_box_whose_area_the_label_tells():
   n = 64
-  given = batch(n, classes=n, image=constant(n))
-  mixed = jax.jit(mix.parse('cutmix(alpha=1.0)', num_classes=n))(KEY, given)
+  given = batch(n, image=constant(n))
+  mixed = compiled('cutmix(alpha=1.0)', n)(KEY, given)
   image = np.asarray(mixed['image'])[..., 0]
   mine = image == np.arange(n)[:, None, None]
   np.testing.assert_array_equal(mine | (image == np.arange(-1, n - 1)[:, None, None] % n), True)
@@ -88,8 +95,7 @@ def test_cutmix_covers_one_minus_beta_of_the_area():
 
 def test_a_recipe_of_two_draws_one_for_every_example():
   n = 400
-  given = batch(n, classes=n, image=constant(n))
-  image = np.asarray(jax.jit(mix.parse(BOTH, num_classes=n))(KEY, given)['image'])
+  image = np.asarray(compiled(BOTH, n)(KEY, batch(n, image=constant(n)))['image'])
   fractional = (image != np.round(image)).any(axis=(1, 2, 3))
   cut = np.ptp(image, axis=(1, 2, 3)) > 0
   assert not (fractional & cut).any()
@@ -99,8 +105,7 @@ def test_a_recipe_of_two_draws_one_for_every_example():
 
 
 def test_what_is_drawn_depends_on_key_and_id_alone():
-  recipe = jax.jit(mix.parse(BOTH, num_classes=16))
-  given = batch(classes=16)
+  recipe, given = compiled(BOTH), batch()
   first = shares(recipe(KEY, given)['label'])
   turned = {k: v if k == 'label' else v[::-1] for k, v in given.items()}
   np.testing.assert_allclose(shares(recipe(KEY, turned)['label']), first[::-1], atol=1e-6)
@@ -109,9 +114,9 @@ def test_what_is_drawn_depends_on_key_and_id_alone():
 
 @pytest.mark.parametrize('how', ['pmap', 'shard_map'])
 def test_two_devices_make_the_batch_of_one(how):
-  recipe, given = mix.parse(BOTH, num_classes=16), batch(classes=16)
+  given = batch()
   given['mask'][7] = 0  # the row that travels
-  expected = jax.jit(recipe)(KEY, given)
+  recipe, expected = mix.parse(BOTH, num_classes=16), compiled(BOTH)(KEY, given)
 
   def per_device(b):
     return recipe(KEY, b, axis_name='d')
@@ -128,25 +133,24 @@ def test_two_devices_make_the_batch_of_one(how):
     np.testing.assert_allclose(out[name], values, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize('spec', ['mixup(alpha=1)', 'cutmix(alpha=1)'])
-def test_a_masked_row_is_mixed_into_nothing(spec):
-  given = batch(classes=16)
-  given['mask'][3], given['image'][3] = 0, np.nan
-  given['label'][3] = 5
-  mixed = mix.parse(spec, num_classes=16)(KEY, given)
-  np.testing.assert_array_equal(mixed['image'][4], given['image'][4])
-  np.testing.assert_array_equal(mixed['label'][4], np.eye(16)[4])
-  assert not np.isnan(np.delete(np.asarray(mixed['image']), 3, axis=0)).any()
+def test_a_masked_row_is_mixed_into_nothing():
+  given = batch()
+  before = np.array(compiled(BOTH)(KEY, given)['image'])
+  given['mask'][::2], given['image'][::2] = 0, np.nan
+  mixed = compiled(BOTH)(KEY, given)
+  np.testing.assert_array_equal(mixed['image'][1::2], given['image'][1::2])
+  np.testing.assert_array_equal(mixed['label'][1::2], np.eye(16)[1::2])
+  assert (before != given['image'])[1::2].any(axis=(1, 2, 3)).sum() >= 5  # of 8 that would be
 
 
 def test_soft_labels_are_mixed_and_wrong_ones_become_nan():
-  recipe = mix.parse('mixup(alpha=1)', num_classes=4)
-  given = batch(4)
-  soft = np.random.default_rng(0).dirichlet(np.ones(4), 4).astype(np.float32)
-  hard = np.asarray(recipe(KEY, given | {'label': np.arange(4)})['label'])
+  recipe, given = compiled(BOTH), batch()
+  soft = np.random.default_rng(0).dirichlet(np.ones(16), 16).astype(np.float32)
+  hard = np.asarray(recipe(KEY, given)['label'])
   np.testing.assert_allclose(recipe(KEY, given | {'label': soft})['label'], hard @ soft, rtol=1e-5)
-  wrong = np.asarray(recipe(KEY, given | {'label': np.array([0, 4, 1, 2])})['label'])
-  np.testing.assert_array_equal(np.isnan(wrong).all(axis=1), [False, True, True, False])
+  given['label'][[5, 9]] = 16, -1
+  wrong = np.isnan(np.asarray(recipe(KEY, given)['label'])).all(axis=1)
+  np.testing.assert_array_equal(np.flatnonzero(wrong), [5, 6, 9, 10])  # and who got a part of them
 
 
 @pytest.mark.parametrize(
