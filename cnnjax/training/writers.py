@@ -157,7 +157,8 @@ class Console:
     """Shows a row; evaluations stay on the screen, training lines are written over."""
     width = len(str(self._total))
     parts = [f'step {row["step"]:>{width}}/{self._total}', f'{row["split"]:5s}']
-    shown = dict.fromkeys(('loss', 'accuracy', 'knn_accuracy', 'linear_accuracy'), '{:.4f}')
+    figures = ('loss', 'accuracy', 'knn_accuracy', 'linear_accuracy')
+    shown: dict[str, str] = dict.fromkeys(figures, '{:.4f}')
     shown['images_per_second'] = '{:,.0f} images/s'
     for name, form in shown.items():
       if name in row:
