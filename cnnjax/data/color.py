@@ -1,5 +1,7 @@
 """Augmentation of colours: a pure function of a key and one float image [H, W, C] in [0, 1]."""
 
+from typing import cast
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -46,7 +48,7 @@ def color_jitter(
     image = jnp.clip(dm_pix.adjust_contrast(image, 1 + contrast * spread), 0, 1)
   if image.shape[-1] == 3:
     if saturation:
-      image = dm_pix.adjust_saturation(image, 1 + saturation * strength)
+      image = cast(Array, dm_pix.adjust_saturation(image, 1 + saturation * strength))
     if hue:
-      image = dm_pix.adjust_hue(image, hue * turn)
+      image = cast(Array, dm_pix.adjust_hue(image, hue * turn))
   return image
