@@ -16,14 +16,16 @@ test: $(VENV)/.installed-test $(VENV)/.onednn
 test-faults: $(VENV)/.installed-test $(VENV)/.onednn
 	$(BIN)/python -m pytest -n 0 -m long tests/test_faults_long.py
 
-# The compiled part under the address and undefined-behaviour sanitizers.
+# The compiled part under the address and undefined-behaviour sanitizers. One test is left out: it
+# measures resident memory, of which the sanitizer keeps what is freed.
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g
 sanitize: $(VENV)/.installed-test $(VENV)/.onednn
 	CFLAGS='$(SANITIZE)' LDFLAGS='$(SANITIZE)' $(BIN)/python -m pip install --quiet --upgrade \
 	  --no-deps --no-build-isolation --target $(VENV)/sanitized ./native
 	PYTHONPATH=$(VENV)/sanitized ASAN_OPTIONS=detect_leaks=0 \
 	  LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
-	  $(BIN)/python -m pytest -p no:cacheprovider -n 0 tests/ops
+	  $(BIN)/python -m pytest -p no:cacheprovider -n 0 tests/ops \
+	  --deselect tests/ops/test_convolution.py::test_more_shapes_than_are_kept
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check
