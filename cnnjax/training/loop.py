@@ -174,9 +174,8 @@ def train(config: Config, directory: str) -> Row:
         jax.block_until_ready(pending[-2])
 
       last = step == plan.steps
-      stopping = (
-        processes.stopping(signals, step) and not last
-      )  # looked at once: one that comes later waits a step
+      # Looked at once: a signal that comes later waits a step.
+      stopping = processes.stopping(signals, step) and not last
       evaluating = last or step % plan.eval_every == 0
       saving = last or stopping or step % plan.checkpoint_every == 0
       if last or step % config.log_every == 0:

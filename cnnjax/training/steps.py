@@ -89,7 +89,7 @@ def make_train_step(
         gradients, batch_stats, sums = share(params, state.batch_stats, batch)
         return over_devices(gradients), batch_stats, over_devices(sums)
       parts = jax.tree.map(lambda x: _parts(x, micro_batches), batch)
-      first, *_ = jax.tree.map(lambda x: x[0], (parts,))
+      first = jax.tree.map(lambda x: x[0], parts)
       shapes, _, sums = jax.eval_shape(share, params, state.batch_stats, first)
       zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shapes, sums))
 
