@@ -17,7 +17,7 @@ STEPS = 16
 RUN = (
   '--config=experiments/digits/lenet5.py', '--config.schedule.warmup_epochs=0',
   f'--config.steps={STEPS}', '--config.log_every=2', f'--config.eval_every={STEPS}',
-  '--config.checkpoint.every=3', '--config.augment=random_crop(padding=1)',
+  '--config.checkpoint.every=3', '--config.augment=random_crop(padding=1)', '--config.ops=xla',
 )  # fmt: skip
 
 
@@ -27,14 +27,14 @@ def free_port():
     return s.getsockname()[1]
 
 
-def start_two(workdir, *overrides, second=()):
+def start_two(workdir, *overrides, second=(), run=RUN):
   """Both processes; `second` are arguments that only process 1 is given."""
   together = (
     f'--coordinator_address=127.0.0.1:{free_port()}', '--num_processes=2',
     f'--peer_timeout={TIMEOUT}', f'--workdir={workdir}',
   )  # fmt: skip
   return [
-    start('main', *RUN, *together, f'--process_id={p}', *overrides, *(second if p else ()))
+    start('main', *run, *together, f'--process_id={p}', *overrides, *(second if p else ()))
     for p in range(2)
   ]
 
@@ -81,27 +81,31 @@ def test_every_test_example_counts_once_and_one_process_writes(straight):
   assert len(list(straight.glob('events.out.tfevents.*'))) == 1
 
 
-def test_killed_processes_end_the_others_and_two_resume_to_the_bit_and_one_closely(
-  straight, tmp_path
-):
-  two, one = tmp_path / 'two', tmp_path / 'one'
-  for killed, step in ((1, 4), (0, 8)):
-    processes = start_two(two)
+def test_one_process_and_two_that_are_killed_take_turns_to_the_bit(straight, tmp_path):
+  """One of two devices, that is, streamed and under shard_map: all against resident and pmap."""
+  both, one = tmp_path / 'both', tmp_path / 'one'
+  ways = ('--config.data.resident_megabytes=0', '--config.parallel.strategy=shard_map')
+  alone = start('main', *RUN, *ways, f'--workdir={both}', devices=2)
+  after(4, [alone], alone.terminate)
+  (status,), errs = finish([alone])
+  assert status == 143, errs
+  for killed, step in ((1, 6), (0, 8)):
+    processes = start_two(both, *ways)
     after(step, processes, processes[killed].kill)
     statuses, errs = finish(processes)
     assert statuses[killed] == -signal.SIGKILL
     assert statuses[1 - killed] == 4, errs
     assert re.search(rf'process {killed} on \S+ has died', errs[1 - killed])
     assert 'Traceback' not in errs[1 - killed]
-  shutil.copytree(two, one)
+  shutil.copytree(both, one)
   assert 0 < int(newest(one)['step']) < STEPS
 
-  statuses, errs = finish(start_two(two))
-  assert statuses == [0, 0], errs
-  assert rows(two) == rows(straight)
-  status, _, err = run('main', *RUN, f'--workdir={one}')
-  assert status == 0, err
-  expected, found, close = newest(straight), newest(two), newest(one)
+  for workdir, devices in ((both, 2), (one, 1)):
+    status, _, err = run('main', *RUN, *ways, f'--workdir={workdir}', devices=devices)
+    assert status == 0, err
+  assert rows(both) == rows(straight)
+  assert [row.get('data') for row in rows(one)] == [row.get('data') for row in rows(straight)]
+  expected, found, close = newest(straight), newest(both), newest(one)
   assert found.keys() == close.keys() == expected.keys()
   for name, array in expected.items():
     np.testing.assert_array_equal(found[name], array, err_msg=name)

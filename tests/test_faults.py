@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -146,31 +147,44 @@ def what_it_was_in(folder, before):
 MOMENTS = (in_the_first_step, in_a_save, in_an_evaluation, anywhere, in_the_start)
 
 
-def survives(folder, undisturbed, kills, *overrides):
-  """Kills `kills` runs, resuming each; then one ends as if nothing had been. Where they died."""
+def survives(folder, undisturbed, kills, start, moments=MOMENTS):
+  """Kills `kills` runs, resuming each; then one ends as if nothing had been. Where they died.
+
+  `start()` gives the run's processes. One of them is killed; the others must end by themselves.
+  """
   chance, died = random.Random(seed := random.SystemRandom().randrange(10**6)), []
   for strike in range(3 * kills):
     before = newest_row(folder)
-    process = begin(folder, *overrides)
+    processes = start()
     if len(died) == kills:
-      end(process, 0)
+      for process in processes:
+        end(process, 0)
       assert result(folder) == undisturbed, (seed, died)
       break
-    MOMENTS[strike % len(MOMENTS)](process, folder, chance)
-    process.kill()
-    _, err = process.communicate()
-    if process.returncode == 0:  # it was quicker than the blow: once more from the start
+    moments[strike % len(moments)](processes[0], folder, chance)
+    victim = chance.randrange(len(processes))
+    processes[victim].kill()
+    errs = [process.communicate(timeout=120)[1] for process in processes]
+    statuses = [process.returncode for process in processes]
+    if statuses[victim] == 0:  # it was quicker than the blow: once more from the start
       assert result(folder) == undisturbed, (seed, died)
       shutil.rmtree(folder)
       continue
-    assert process.returncode == -signal.SIGKILL, err
     died.append(what_it_was_in(folder, before))
+    for p, (status, err) in enumerate(zip(statuses, errs, strict=True)):
+      if p == victim:
+        assert status == -signal.SIGKILL, err
+      elif status:  # or it had done its work
+        assert status == 4, (seed, died, err)
+        names = rf'process {victim} on \S+ has died|processes did not come together'
+        assert re.search(names, err), (seed, died, err)
   assert len(died) == kills
   return died
 
 
 def test_five_kills_change_no_bit(undisturbed, tmp_path):
-  survives(tmp_path / 'run', undisturbed, 5)
+  folder = tmp_path / 'run'
+  survives(folder, undisturbed, 5, lambda: [begin(folder)])
 
 
 @pytest.fixture(scope='module')

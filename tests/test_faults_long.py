@@ -15,7 +15,11 @@ from PIL import Image
 
 from cnnjax.data import pipeline
 from cnnjax.training import checkpoint
+from tests.commands import start
+from tests.test_distributed import start_two
 from tests.test_faults import (  # noqa: F401  fixtures
+  CONFIG,
+  MOMENTS,
   STEPS,
   begin,
   cache,
@@ -56,8 +60,64 @@ def report(capsys, text):
 @pytest.mark.parametrize('data', ['resident', 'streamed by a worker'])
 def test_thirty_kills_change_no_bit(undisturbed, tmp_path, capsys, data):  # noqa: F811
   overrides = () if data == 'resident' else STREAMED
-  died = survives(tmp_path / 'run', undisturbed, 30, *overrides)
+  folder = tmp_path / 'run'
+  died = survives(folder, undisturbed, 30, lambda: [begin(folder, *overrides)])
   report(capsys, f'{data}: killed in {dict(Counter(died))}')
+
+
+def begin_two(folder, *overrides):
+  return start_two(folder, *overrides, run=(CONFIG,))
+
+
+@pytest.fixture(scope='module')
+def two_undisturbed(cache, tmp_path_factory):  # noqa: F811
+  folder = tmp_path_factory.mktemp('two')
+  for process in begin_two(folder):
+    end(process, 0)
+  return result(folder)
+
+
+@pytest.mark.parametrize('data', ['resident', 'streamed by a worker'])
+def test_thirty_kills_of_one_of_two_processes(two_undisturbed, tmp_path, capsys, data):
+  # Few in the start: who has not arrived is waited for, for ten times as long.
+  kills, overrides = (30, ()) if data == 'resident' else (6, STREAMED)
+  folder, moments = tmp_path / 'run', (*MOMENTS[:-1], *MOMENTS)
+  died = survives(folder, two_undisturbed, kills, lambda: begin_two(folder, *overrides), moments)
+  report(capsys, f'two processes, {data}: killed in {dict(Counter(died))}')
+
+
+def test_one_process_of_two_devices_and_two_processes_take_turns(two_undisturbed, tmp_path):
+  """Two summands have one sum in any order, so all is equal to the bit, with XLA's convolutions."""
+  folder, shard_map = tmp_path / 'run', '--config.parallel.strategy=shard_map'
+  overrides = (*STREAMED, shard_map)
+  for turn, step in enumerate((12, 27, 42, STEPS)):
+    if turn % 2:
+      processes = begin_two(folder, *overrides)
+    else:
+      processes = [start('main', CONFIG, f'--workdir={folder}', *overrides, devices=2)]
+    until(processes[0], lambda step=step: newest_row(folder)['step'] >= step)
+    for process in processes:
+      if step < STEPS:
+        process.kill()
+        process.communicate()
+      else:
+        end(process, 0)
+  assert result(folder) == two_undisturbed
+
+
+@pytest.mark.parametrize('to', [(0,), (1,), (0, 1)])
+def test_a_signal_ends_two_processes(two_undisturbed, tmp_path, to):
+  folder = tmp_path / 'run'
+  for strike in range(3):
+    processes = begin_two(folder, *STREAMED)
+    until(processes[0], lambda strike=strike: newest_row(folder)['step'] >= 5 + 15 * strike)
+    for p in to:
+      processes[p].send_signal(signal.SIGTERM)
+    for process in processes:
+      assert 'SIGTERM' in one_line(end(process, 143)[1])
+  for process in begin_two(folder, *STREAMED):
+    end(process, 0)
+  assert outcome(result(folder)) == outcome(two_undisturbed)
 
 
 def test_thirty_signals_change_no_bit(undisturbed, tmp_path, capsys):  # noqa: F811

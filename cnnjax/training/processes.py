@@ -30,7 +30,6 @@ from cnnjax.training.signals import Signals
 
 _NOTE, _NEWS, _SHARED = 'cnnjax/note/', 'cnnjax/news', 'cnnjax/shared/'  # keys
 _PATIENCE = 1800  # seconds that a living process may keep the others waiting
-_ARRIVAL = 300  # seconds between the first and the last process
 _GRACE = 2  # seconds in which a process may end with its own words before another's end it
 
 _peers: '_Peers | None' = None  # one a process, as JAX's client is
@@ -69,45 +68,61 @@ def together(
     peer_timeout: seconds of silence after which a process counts as dead.
 
   Raises:
-    UserError: the processes can't be found or joined.
-    MachineError: the others don't come to their end.
+    UserError: the processes can't be found.
+    MachineError: the others don't arrive within 10 times `peer_timeout`, or to their end.
   """
   import jax
 
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
   # JAX's handler of SIGTERM would take the place of ours.
   jax.config.update('jax_enable_preemption_service', False)
+  # For one that dies just then: JAX holds Python's lock meanwhile, and nothing of ours can look.
+  jax.config.update('jax_cpu_get_global_topology_timeout_minutes', 1)
+  arrival = round(10 * peer_timeout)
   try:
     with _without_abort():
       jax.distributed.initialize(
         coordinator_address,
         num_processes,
         process_id,
-        initialization_timeout=_ARRIVAL,
+        initialization_timeout=arrival,
         # Ours comes first: JAX's goes by the clock, and can't say whom it has lost.
         heartbeat_timeout_seconds=round(20 * peer_timeout + 600),
+        shutdown_timeout_seconds=round(peer_timeout),  # who dies after its work is waited for
       )
-  except (ValueError, RuntimeError) as e:
+  except ValueError as e:
     atexit.register(_exit, 2)
     reason = str(e).partition('\n')[0]
-    if isinstance(e, RuntimeError):
-      reason = f'the processes did not come together within {_ARRIVAL} s ({reason})'
     raise errors.UserError(
       f'--distributed: {reason}; allowed: a launcher that JAX knows, or --coordinator_address,'
       ' --num_processes and --process_id, the same address in all processes'
     ) from e
-  global _peers
-  if jax.process_count() == 1:
-    yield
-    return
+  except RuntimeError as e:
+    atexit.register(_exit, 4)
+    reason = str(e).partition('\n')[0]
+    raise errors.MachineError(
+      f'--distributed: the processes did not come together within {arrival} s ({reason}): do all'
+      ' live, have the same address of the first, and reach it?'
+    ) from e
   from jax._src.distributed import global_state
 
-  address, count = str(global_state.coordinator_address), jax.process_count()
-  _peers = _Peers(global_state.client, address, jax.process_index(), count, peer_timeout)
+  global _peers
+  client, address = global_state.client, str(global_state.coordinator_address)
+  try:
+    index, count = jax.process_index(), jax.process_count()
+  except RuntimeError:  # most likely one has died since; JAX doesn't say which
+    index, count = global_state.process_id, int(global_state.num_processes or 1)
+    _peers = _Peers(client, address, index, count, peer_timeout)
+    _peers.wait_for_end()
+    raise
+  if count == 1:
+    yield
+    return
+  _peers = _Peers(client, address, index, count, peer_timeout)
   try:
     yield
-  except cli.Stopped:
-    _peers.finish()
+  except cli.Stopped as e:
+    _peers.finish(e.status)
     raise
   except BaseException as e:
     if isinstance(e, jax.errors.JaxRuntimeError):
@@ -135,7 +150,7 @@ class _Peers:
     self._notes: dict[int, dict[str, Any]] = {p: {} for p in range(count)}  # in process 0
     self._silent = dict.fromkeys(range(count), 0)  # rounds; process 0 of all, others of process 0
     self._changed, self._done = threading.Condition(), threading.Event()
-    self._leaving, self._ending = False, threading.Lock()
+    self._leaving, self._ending, self._status = False, threading.Lock(), 0
     self._thread = threading.Thread(target=self._rounds, name='peers', daemon=True)
     self._thread.start()
 
@@ -185,12 +200,13 @@ class _Peers:
     atexit.register(self._leave, cli.status(error))
     self.wait_for_end()
 
-  def finish(self) -> None:
-    """Waits until all processes have come to their end."""
+  def finish(self, status: int = 0) -> None:
+    """Waits until all processes have come to their end; `status` is what this one exits with."""
     try:
       self._client.wait_at_barrier('cnnjax/done', 1000 * _PATIENCE)
     except RuntimeError as e:
       raise errors.MachineError(f'other processes are still at work after {_PATIENCE} s') from e
+    self._status = status
     self._done.set()
     self._thread.join()
 
@@ -200,6 +216,8 @@ class _Peers:
     """Ends this process, if it is true."""
     host, port = self._coordinator.rsplit(':', 1)
     time.sleep(_GRACE / 2)
+    if self._done.is_set():  # all have done their work: who dies now is not missed
+      _exit(self._status)
     try:
       socket.create_connection((host, int(port)), timeout=_GRACE).close()
     except OSError:
