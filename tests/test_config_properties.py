@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from absl import flags
 from absl.testing import flagsaver
-from hypothesis import event, given
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from cnnjax import cli, config, main
@@ -95,6 +95,7 @@ OPTIONS = {
 FIELDS = st.sampled_from(sorted({*DEFAULT, *OPTIONS} - {'parallel.devices', 'init_from'}))
 
 
+@settings(max_examples=15)  # compiles
 @given(
   st.lists(
     FIELDS.flatmap(lambda key: st.tuples(st.just(key), OPTIONS.get(key, numbers | words | plain))),
