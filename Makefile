@@ -4,7 +4,7 @@ VENV ?= .venv
 WORKDIR ?= runs/digits-lenet5
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-faults sanitize lint format bench clean
+.PHONY: demo test test-faults test-properties sanitize lint format bench clean
 
 demo: $(VENV)/.installed $(VENV)/.onednn
 	$(BIN)/python -m cnnjax.main --config=experiments/digits/lenet5.py --workdir=$(WORKDIR)
@@ -15,6 +15,14 @@ test: $(VENV)/.installed-test $(VENV)/.onednn
 # Kills, signals, lost workers and leaks, for half an hour; results are in docs/reliability.md.
 test-faults: $(VENV)/.installed-test $(VENV)/.onednn
 	$(BIN)/python -m pytest -n 0 -m long tests/test_faults_long.py
+
+# Ten minutes of bad input for each of configs, images, IDX files, checkpoints and weights; what is
+# promised and what was found is in docs/security.md.
+test-properties: $(VENV)/.installed-test
+	PROPERTY_MINUTES=$(or $(MINUTES),10) $(BIN)/python -m pytest -n 0 $(PROPERTIES)
+PROPERTIES := tests/test_config_properties.py tests/data/test_image_properties.py \
+  tests/data/test_idx_properties.py tests/training/test_checkpoint_properties.py \
+  tests/pretrained/test_reader_properties.py
 
 # The compiled part under the address and undefined-behaviour sanitizers. One test is left out: it
 # measures resident memory, of which the sanitizer keeps what is freed.

@@ -3,6 +3,7 @@
 An experiment starts from `default()` and sets what differs; `validate` names the first mistake.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -135,13 +136,25 @@ _CHOICES = {
 }
 
 
+_PIXELS = 1 << 26  # of an image; Pillow's limit for what it decodes is near
+
+
 def _ascending(steps: str) -> bool:
   first, last = map(int, steps.split(':'))
   return first <= last
 
 
+def _words(values: Any) -> bool:
+  return all(isinstance(value, str) for value in values)
+
+
+def _numbers(values: Any) -> bool:
+  return all(type(x) in (int, float) and abs(x) < math.inf for x in values)
+
+
+_PATTERNS = (_words, 'a tuple of regular expressions')
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
-  'steps': (lambda v: v >= 1, 'at least 1'),
+  'steps': (lambda v: 1 <= v < 2**31, 'at least 1 and below 2**31'),
   'epochs': (lambda v: v > 0, 'more than 0'),
   'batch_size': (lambda v: v >= 1 or v == -1, 'at least 1, or -1 for the whole training set'),
   'seed': (lambda v: 0 <= v < 2**32, 'from 0 to 2**32 - 1'),
@@ -152,20 +165,27 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
   'checkpoint.keep_last': (lambda v: v >= 1, 'at least 1'),
   'checkpoint.keep_best': (lambda v: v >= 0, 'at least 0'),
   'data.image_size': (
-    lambda v: len(v) in (0, 2) and all(isinstance(n, int) and n > 0 for n in v),
-    '() or two positive integers (height, width)',
+    lambda v: (
+      len(v) in (0, 2) and all(type(n) is int and n > 0 for n in v) and math.prod(v) <= _PIXELS
+    ),
+    f'() or two positive integers (height, width), at most {_PIXELS} pixels',
   ),
   'data.resident_megabytes': (lambda v: v >= 0, 'at least 0'),
   'data.workers': (lambda v: v >= 0, 'at least 0'),
   'data.prefetch': (lambda v: v >= 1, 'at least 1'),
   'data.timeout': (lambda v: v > 0, 'more than 0'),
   'data.max_unreadable': (lambda v: v >= 0, 'at least 0'),
-  'data.std': (lambda v: all(x > 0 for x in v), 'positive'),
+  'data.mean': (_numbers, 'a tuple of numbers'),
+  'data.std': (lambda v: _numbers(v) and all(x > 0 for x in v), 'a tuple of positive numbers'),
   'loss.label_smoothing': (lambda v: 0 <= v < 1, 'in [0, 1)'),
   'optimizer.weight_decay': (lambda v: v >= 0, 'at least 0'),
   'optimizer.clip_norm': (lambda v: v >= 0, 'at least 0'),
   'optimizer.layer_decay': (lambda v: 0 < v <= 1, 'in (0, 1]'),
   'optimizer.lookahead': (lambda v: v >= 0, 'at least 0'),
+  'optimizer.no_decay': _PATTERNS,
+  'optimizer.rate_factors': (_words, "a tuple of 'PATTERN=FACTOR'"),
+  'freeze': _PATTERNS,
+  'init_skip': _PATTERNS,
   'micro_batches': (lambda v: v >= 1, 'at least 1'),
   'ema_decay': (lambda v: 0 <= v < 1, 'in [0, 1)'),
   'sam_radius': (lambda v: v >= 0, 'at least 0'),
@@ -206,6 +226,8 @@ def validate(config: Config) -> Config:
       not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool)
     ):
       raise errors.UserError(f'config.{path}={value!r} must be of type {kind.__name__}')
+    if kind in (int, float) and value is not None and not -(2**53) < value < 2**53:
+      raise errors.UserError(f'config.{path}={value!r} must be a number of less than 2**53')
     if value is not None and path in _RANGES and not _RANGES[path][0](value):
       raise errors.UserError(f'config.{path}={value!r} must be {_RANGES[path][1]}')
     if path in _CHOICES and value not in _CHOICES[path]:

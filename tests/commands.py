@@ -1,9 +1,11 @@
 """Runs cnnjax's commands as a user does: another process, its exit status and what it prints."""
 
 import contextlib
+import faulthandler
 import os
 import pathlib
 import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -42,6 +44,40 @@ def limited_files(size: int) -> Iterator[None]:
     yield
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def is_one_line(error: Exception) -> None:
+  """What a user is told is one line."""
+  assert len(str(error).splitlines()) == 1
+
+
+class Hang(BaseException):
+  """Not an Exception, which the code under test might take for damage."""
+
+
+@contextlib.contextmanager
+def bounded(megabytes: int = 1024, seconds: int = 120) -> Iterator[None]:
+  """What takes so much more memory than this process has meets a MemoryError; a hang ends it."""
+  pages = int(pathlib.Path('/proc/self/statm').read_text().split()[0])
+  limits = resource.getrlimit(resource.RLIMIT_AS)
+
+  def hangs(*_: object) -> None:
+    raise Hang(f'not over after {seconds} s')
+
+  before = signal.signal(signal.SIGALRM, hangs)
+  signal.alarm(seconds)
+  # Where compiled code hangs, no exception comes through: this ends the process.
+  faulthandler.dump_traceback_later(2 * seconds, exit=True, file=sys.__stderr__)
+  resource.setrlimit(
+    resource.RLIMIT_AS, (pages * resource.getpagesize() + megabytes * 2**20, limits[1])
+  )
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_AS, limits)
+    faulthandler.cancel_dump_traceback_later()
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
 
 
 def run(module: str, *arguments: object, **options: Any) -> tuple[int, str, str]:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from cnnjax.data import preprocess
+from cnnjax.data.files import open_regular
 from cnnjax.data.sources import UnreadableImage, stack
 from cnnjax.errors import UserError
 
@@ -25,6 +26,7 @@ _LOGGER = logging.getLogger(__name__)
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.webp')
 _TEST_FOLDERS = ('test', 'val', 'validation')
 _TEST_FRACTION = 0.2
+_DEEPEST = 100  # folders within each other
 _THREADS = 16  # reading headers waits for the disk, not for the processor
 
 
@@ -100,7 +102,7 @@ def _entries(folder: pathlib.Path, root: pathlib.Path) -> list[os.DirEntry]:
       continue
     if not pathlib.Path(os.path.realpath(entry.path)).is_relative_to(root):
       raise UserError(f'data.name=folder:{root}: {entry.path} is a link out of the folder')
-    if entry.is_dir():
+    if os.path.isdir(entry.path):
       raise UserError(
         f'data.name=folder:{root}: {entry.path} is a link to a folder; only links to files are read'
       )
@@ -108,8 +110,10 @@ def _entries(folder: pathlib.Path, root: pathlib.Path) -> list[os.DirEntry]:
 
 
 def _images(folder: pathlib.Path, root: pathlib.Path) -> Iterator[str]:
+  if len(folder.parts) - len(root.parts) > _DEEPEST:
+    raise UserError(f'data.name=folder:{root}: folders more than {_DEEPEST} deep')
   for entry in _entries(folder, root):
-    if entry.is_dir():
+    if entry.is_dir(follow_symlinks=False):
       yield from _images(pathlib.Path(entry.path), root)
     elif entry.name.lower().endswith(EXTENSIONS):
       yield entry.path
@@ -120,14 +124,14 @@ def _scan(folder: pathlib.Path, root: pathlib.Path) -> dict[str, list[str]]:
   return {
     entry.name: [pathlib.Path(path).relative_to(folder).as_posix() for path in images]
     for entry in _entries(folder, root)
-    if entry.is_dir()
+    if entry.is_dir(follow_symlinks=False)
     for images in [list(_images(pathlib.Path(entry.path), root))]
   }
 
 
 def _layout(root: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path | None]:
   """The folders of the training and of the test images; None: to be split by hash."""
-  names = {entry.name for entry in _entries(root, root) if entry.is_dir()}
+  names = {entry.name for entry in _entries(root, root) if entry.is_dir(follow_symlinks=False)}
   if 'train' not in names or names - {'train', *_TEST_FOLDERS}:
     return root, None  # beside other classes, 'train' is a class (of vehicles, say)
   test = next((root / name for name in _TEST_FOLDERS if name in names), None)
@@ -187,7 +191,8 @@ def load(
 
   def header(item: tuple[str, int]) -> tuple[int, int] | str:
     try:
-      with preprocess.open_image(os.path.join(folder, item[0])) as image:
+      path = os.path.join(folder, item[0])
+      with open_regular(path) as file, preprocess.open_image(file) as image:
         return preprocess.oriented_size(image)
     except (preprocess.DecodeError, OSError, ValueError, SyntaxError) as error:
       return str(error)

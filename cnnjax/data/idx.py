@@ -12,9 +12,11 @@ import zlib
 
 import numpy as np
 
+from cnnjax.data.files import open_regular
 from cnnjax.errors import UserError
 
 _UNSIGNED_BYTE = 8
+_LARGEST = 1 << 28  # bytes of data, five times MNIST: compressed zeros may pretend to any size
 _PIECE = 1 << 24  # bytes
 
 
@@ -29,12 +31,12 @@ def read(path: str | pathlib.Path, ndim: int) -> np.ndarray:
     A uint8 array of the dimensions that the header states.
 
   Raises:
-    UserError: the file is missing, corrupt, shorter or longer than its header says, or of another
-      type or rank; the message names the file.
+    UserError: the file is missing, too large, corrupt, shorter or longer than its header says, or
+      of another type or rank; the message names the file.
   """
   path = pathlib.Path(path)
   try:
-    with open(path, 'rb') as raw:
+    with open_regular(path) as raw:
       compressed = raw.read(2) == b'\x1f\x8b'
       raw.seek(0)
       with gzip.open(raw) if compressed else raw as file:
@@ -49,6 +51,8 @@ def read(path: str | pathlib.Path, ndim: int) -> np.ndarray:
           raise UserError(f'{path}: the header is cut short')
         shape = struct.unpack(f'>{ndim}I', header[4:])
         size = math.prod(shape)
+        if math.prod(max(n, 1) for n in shape) > _LARGEST:
+          raise UserError(f'{path}: the header {list(shape)} says {size} bytes, allowed {_LARGEST}')
         # In pieces: the header isn't trusted with an allocation. One byte more than it says, so
         # that what is too long shows, and so that gzip reaches its end and verifies the checksum.
         data = bytearray()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from cnnjax.data import recipe, resample
+from cnnjax.data.files import open_regular
 from cnnjax.errors import unknown
 
 if TYPE_CHECKING:
@@ -102,7 +103,9 @@ def open_image(file: Any) -> 'Image.Image':
     raise DecodeError(f'decompression bomb: {error}') from error
   except Image.UnidentifiedImageError as error:
     raise DecodeError('not a JPEG, PNG or WebP image') from error
-  except (OSError, ValueError, SyntaxError, EOFError) as error:
+  except MemoryError:  # isn't the image's fault
+    raise
+  except Exception as error:  # a damaged file meets many kinds, assertions too
     raise DecodeError(str(error) or type(error).__name__) from error
   limit = Image.MAX_IMAGE_PIXELS  # Pillow itself only warns up to twice its limit
   if limit is not None and image.width * image.height > limit:
@@ -160,7 +163,7 @@ def decode(
   stream = io.BytesIO(file) if isinstance(file, bytes) else file
   if not hasattr(stream, 'read'):
     try:
-      stream = open(file, 'rb')  # noqa: SIM115, closed below
+      stream = open_regular(file)
     except (OSError, ValueError) as error:
       raise DecodeError(str(error)) from error
   try:
@@ -225,7 +228,9 @@ def _pixels(image: 'Image.Image', stream: Any, channels: int, factor: int) -> np
     if image.mode != _MODES[channels]:
       image = image.convert(_MODES[channels])
     pixels = np.asarray(image)
-  except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+  except MemoryError:  # isn't the image's fault
+    raise
+  except Exception as error:
     raise DecodeError(str(error) or type(error).__name__) from error
   return pixels.reshape(*pixels.shape[:2], channels)
 

@@ -180,6 +180,12 @@ def load(
   kind, _, rest = name.partition(':')
   if name == 'digits':
     source = digits(split)
+    memory = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+    if image_size and len(source) * math.prod(image_size) > memory / 4:
+      raise UserError(
+        f'data.image_size={tuple(image_size)}: {len(source)} images of this size take more than a'
+        " quarter of this machine's memory"
+      )
     return source if transform is None else materialise(source, transform=transform)
   if kind == 'folder' and rest:
     from cnnjax.data import folder

@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import shutil
+import stat
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -98,6 +99,18 @@ def _sha256(value: Any) -> str:
   return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
+def _refuse_links(folder: str) -> None:
+  """Orbax would follow links out of the checkpoint, and wait for pipes."""
+  for root, folders, files in os.walk(folder):
+    for path in (os.path.join(root, name) for name in (*folders, *files)):
+      try:
+        mode = os.lstat(path).st_mode
+      except FileNotFoundError:  # the run that owns it is at work
+        continue
+      if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise errors.UserError(f'{path} is neither a file nor a folder')
+
+
 @functools.cache
 def _silence() -> None:
   """Once a read has failed, TensorStore tells asyncio of the others, which no longer listens."""
@@ -141,6 +154,9 @@ class Checkpoints:
       keep_best: how many of the best by `best_metric` are kept besides.
       best_metric: a test metric for which higher is better.
       read_only: never create or delete anything.
+
+    Raises:
+      UserError: a link, a pipe or a device is among the files, or its metadata can't be read.
     """
     self._manager: Any = None
     if jax.process_index() != 0:
@@ -150,25 +166,29 @@ class Checkpoints:
     directory = os.path.abspath(os.path.join(workdir, 'checkpoints'))
     if not read_only:
       os.makedirs(directory, exist_ok=True)
+    _refuse_links(directory)
     self._ocp = ocp
     self._read_only, self._best_metric = read_only, best_metric
     self._damaged = os.path.abspath(os.path.join(workdir, 'damaged'))
     self._keep = _Keep(keep_last, keep_best, {})
-    self._manager = ocp.CheckpointManager(
-      directory,
-      options=ocp.CheckpointManagerOptions(
-        preservation_policy=self._keep,
-        enable_async_checkpointing=not read_only,
-        read_only=read_only,
-        create=False,
-        cleanup_tmp_directories=not read_only,  # what a killed save has left
-        multiprocessing_options=ocp.options.MultiprocessingOptions(active_processes={0}),
-      ),
-      item_handlers={
-        'state': ocp.PyTreeCheckpointHandler(),
-        'progress': ocp.JsonCheckpointHandler(),
-      },
-    )
+    try:
+      self._manager = ocp.CheckpointManager(
+        directory,
+        options=ocp.CheckpointManagerOptions(
+          preservation_policy=self._keep,
+          enable_async_checkpointing=not read_only,
+          read_only=read_only,
+          create=False,
+          cleanup_tmp_directories=not read_only,  # what a killed save has left
+          multiprocessing_options=ocp.options.MultiprocessingOptions(active_processes={0}),
+        ),
+        item_handlers={
+          'state': ocp.PyTreeCheckpointHandler(),
+          'progress': ocp.JsonCheckpointHandler(),
+        },
+      )
+    except (ValueError, TypeError, LookupError, AttributeError) as e:
+      raise errors.UserError(f'{directory} is damaged: {type(e).__name__}: {e}') from e
     for step in () if read_only else self.steps():
       with contextlib.suppress(Damaged):
         self._note(step, self._read_json(step)['figures'])
@@ -212,7 +232,9 @@ class Checkpoints:
       saved = self._manager.restore(step, args=args.Composite(progress=args.JsonRestore()))
       saved = saved['progress']
       if saved.pop('sha256') == _sha256(saved):
-        return saved
+        figures = {type(figure) for figure in saved['figures'].values()}
+        if figures <= {int, float} and {**saved['progress'], **saved['fingerprint']}:
+          return saved
       reason = 'its SHA-256 is another'
     except Exception as e:  # of any library: damaged bytes break anything
       reason = ' '.join(f'{type(e).__name__}: {e}'.split())[:200]
@@ -224,13 +246,13 @@ class Checkpoints:
     saved, args = self._read_json(step), self._ocp.args
     try:
       flat = self._manager.restore(step, args=args.Composite(state=args.PyTreeRestore()))['state']
-      found = fingerprint(flat)
+      found, number = fingerprint(flat), int(flat['step'])
     except Exception as e:
       raise Damaged(f'state: {" ".join(f"{type(e).__name__}: {e}".split())[:200]}') from e
-    if int(flat.get('step', -1)) != step:
+    if number != step:
       raise Damaged(f'step: it says {flat.get("step")}')
-    for part, digest in saved['fingerprint'].items():
-      if found[part] != digest:
+    for part, digest in found.items():
+      if saved['fingerprint'].get(part) != digest:
         raise Damaged(f'{part}: its SHA-256 is another')
     return flat, saved
 

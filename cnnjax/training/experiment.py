@@ -113,6 +113,11 @@ def create(config: Config, directory: str) -> Experiment:
   options = {k: v for k, v in config.optimizer.items() if k not in ('name', 'learning_rate')}
   optimizer = optimizers.create(config.optimizer.name, schedule, freeze=config.freeze, **options)
   overrides = {k: v for k, v in config.model.items() if k != 'name'}
+  for key in {'num_classes', 'dtype'} & overrides.keys():
+    raise errors.UserError(
+      f'config.model.{key}={overrides[key]!r} must not be set: num_classes is the number of the'
+      " data's classes, dtype is config.dtype"
+    )
   model = models.create(
     config.model.name, num_classes=len(train.class_names), dtype=config.dtype, **overrides
   )
@@ -150,7 +155,16 @@ def create(config: Config, directory: str) -> Experiment:
     )
     start = jax.jit(make, compiler_options=quick)
     with ops.using(config.ops):
-      state = start(init_key)
+      try:
+        traced = start.lower(init_key)
+      except Exception as e:
+        if isinstance(e, errors.UserError) or not overrides:
+          raise
+        raise errors.UserError(
+          f'config.model={dict(config.model)} makes no network for images of {shape}: '
+          f'{type(e).__name__}: {str(e)[:300]}'
+        ) from e
+      state = traced.compile()(init_key)
     if not config.init_from:
       return state
     classes = len(train.class_names)
@@ -259,6 +273,8 @@ def make_plan(config: Config, train_size: int, test_size: int, devices: int) -> 
     )
   per_epoch = train_size / batch_size
   total = config.steps if config.steps is not None else max(1, round(config.epochs * per_epoch))
+  if total >= 2**31:
+    raise errors.UserError(f'config.epochs={config.epochs} is {total} steps, allowed below 2**31')
   warmup = round(config.schedule.warmup_epochs * per_epoch)
   if warmup and warmup >= total:
     raise errors.UserError(

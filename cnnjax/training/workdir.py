@@ -96,19 +96,22 @@ def check(workdir: str, config: Config) -> Any:
 
 
 def read_json(workdir: str, name: str) -> Any:
-  """The contents of a JSON file of the directory; None where there is none.
+  """The object in a JSON file of the directory; None where there is none.
 
   Raises:
-    UserError: the file isn't JSON.
+    UserError: the file isn't a JSON object.
   """
   path = os.path.join(workdir, name)
   if not os.path.exists(path):
     return None
   with open(path) as f:
     try:
-      return json.load(f)
-    except json.JSONDecodeError as e:
+      found = json.load(f)
+    except (ValueError, RecursionError) as e:
       raise errors.UserError(f'{path} is not JSON: {e}') from e
+  if not isinstance(found, dict):
+    raise errors.UserError(f'{path} is not a JSON object')
+  return found
 
 
 def _write_json(workdir: str, name: str, value: Any) -> None:

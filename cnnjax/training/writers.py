@@ -48,9 +48,12 @@ def _rows(path: str) -> list[tuple[str, dict[str, Any]]]:
   with open(path, errors='replace') as f:
     for line in f:
       try:
-        rows.append((line, json.loads(line)))
-      except json.JSONDecodeError:
+        row = json.loads(line)
+      except (ValueError, RecursionError):
         break  # a line cut off by a crash; nothing can follow it
+      if not isinstance(row, dict) or type(row.get('step')) is not int or 'split' not in row:
+        break
+      rows.append((line, row))
   return rows
 
 

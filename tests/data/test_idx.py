@@ -44,7 +44,7 @@ BROKEN_STREAM[30] ^= 0xFF
     (WHOLE[:10], 'header is cut short'),
     (WHOLE[:-1], 'says 2352 bytes of data, found only 2351'),
     (WHOLE + b'x', 'says 2352 bytes of data, found more'),
-    (struct.pack('>4B3I', 0, 0, 8, 3, *[2**32 - 1] * 3), 'found only 0'),
+    (struct.pack('>4B3I', 0, 0, 8, 3, *[2**32 - 1] * 3), 'allowed 268435456'),
     (gzip.compress(WHOLE)[:-20], 'corrupt or cut short'),
     (gzip.compress(WHOLE)[:-4], 'corrupt or cut short'),
     (bytes(BROKEN_CHECKSUM), 'corrupt or cut short'),
