@@ -97,6 +97,30 @@ def register(primitive: str, rule: Rule) -> None:
   _RULES[primitive] = rule
 
 
+def equations(jaxpr: Any, root: str = '') -> Iterator[tuple[str, Any]]:
+  """All equations of a jaxpr and of those within it, each with the path of its module.
+
+  Args:
+    jaxpr: of `jax.make_jaxpr`.
+    root: name of the outermost module, which linen puts before every path; left out of them.
+  """
+  for name, eqn in _equations(jaxpr, ''):
+    yield _relative(name, root), eqn
+
+
+def _equations(jaxpr: Any, outer: str) -> Iterator[tuple[str, Any]]:
+  for eqn in getattr(jaxpr, 'jaxpr', jaxpr).eqns:
+    name = '/'.join(filter(None, (outer, _scope(eqn))))
+    yield name, eqn
+    for part in _parts(eqn.params.values()):
+      yield from _equations(part, name)
+
+
+def _relative(name: str, root: str) -> str:
+  inside = root and (name == root or name.startswith(f'{root}/'))
+  return name[len(root) + 1 :] if inside else name
+
+
 def _conv(eqn: Any) -> int:
   """Kernel positions times input channels for each output; see the module about zeros."""
   lhs, rhs = (v.aval.shape for v in eqn.invars)
@@ -199,9 +223,7 @@ def _summary(jaxpr: Any, parameters: dict[str, int], root: str) -> Count:
   macs: dict[str, int] = {}
   outputs: dict[str, tuple[int, ...]] = {}
   for cost in _costs(jaxpr):
-    name = cost.name
-    if root and (name == root or name.startswith(f'{root}/')):
-      name = name[len(root) + 1 :]
+    name = _relative(cost.name, root)
     macs[name] = macs.get(name, 0) + cost.macs
     outputs[name] = cost.output
   layers = tuple(
