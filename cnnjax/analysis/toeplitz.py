@@ -143,14 +143,14 @@ def lipschitz_bound(
     dilation: distance of the kernel's taps, in pixels.
     groups: of channels that don't see each other.
   """
-  longer = (
+  height, width = (
     -(-(size + apart * (taps - 1)) // step) * step
     for size, taps, step, apart in zip(
       image_size, np.shape(kernel), strides, dilation, strict=False
     )
   )
   values = singular_values(
-    kernel, tuple(longer), strides=strides, dilation=dilation, groups=groups
+    kernel, (height, width), strides=strides, dilation=dilation, groups=groups
   )
   return float(values[0])
 

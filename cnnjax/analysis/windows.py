@@ -1,7 +1,7 @@
 """Where a window's taps meet an image, along one side: the integers behind every convolution."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -66,7 +66,7 @@ def meetings(
   return Meetings(outputs, output, tap, places[output, tap])
 
 
-def sides(padding: Padding) -> tuple[str | tuple[int, int], str | tuple[int, int]]:
+def sides(padding: Padding) -> tuple[Any, Any]:
   """What a padding is for rows and for columns."""
   if isinstance(padding, str):
     return padding, padding
