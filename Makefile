@@ -10,7 +10,7 @@ demo: $(VENV)/.installed $(VENV)/.onednn
 	$(BIN)/python -m cnnjax.main --config=experiments/digits/lenet5.py --workdir=$(WORKDIR)
 
 test: $(VENV)/.installed-test $(VENV)/.onednn
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist=worksteal
 
 # Kills, signals, lost workers and leaks, for half an hour; results are in docs/reliability.md.
 test-faults: $(VENV)/.installed-test $(VENV)/.onednn
