@@ -105,18 +105,18 @@ def equations(jaxpr: Any, root: str = '') -> Iterator[tuple[str, Any]]:
     root: name of the outermost module, which linen puts before every path; left out of them.
   """
   for name, eqn in _equations(jaxpr, ''):
-    yield _relative(name, root), eqn
+    yield relative(name, root), eqn
 
 
 def _equations(jaxpr: Any, outer: str) -> Iterator[tuple[str, Any]]:
   for eqn in getattr(jaxpr, 'jaxpr', jaxpr).eqns:
-    name = '/'.join(filter(None, (outer, _scope(eqn))))
+    name = '/'.join(filter(None, (outer, scope(eqn))))
     yield name, eqn
-    for part in _parts(eqn.params.values()):
+    for part in parts(eqn.params.values()):
       yield from _equations(part, name)
 
 
-def _relative(name: str, root: str) -> str:
+def relative(name: str, root: str) -> str:
   inside = root and (name == root or name.startswith(f'{root}/'))
   return name[len(root) + 1 :] if inside else name
 
@@ -169,14 +169,14 @@ def _costs(jaxpr: Any, outer: str = '') -> Iterator[_Cost]:
   # A kernel of truth values picks pixels and multiplies nothing: patches, for untied weights.
   masks: set[Any] = set()
   for eqn in getattr(jaxpr, 'jaxpr', jaxpr).eqns:
-    name = '/'.join(filter(None, (outer, _scope(eqn))))
+    name = '/'.join(filter(None, (outer, scope(eqn))))
     kind = eqn.primitive.name
     rule = _RULES.get(kind) or _RULES.get(f'{kind}:{eqn.params.get("target_name")}')
     if kind in _SAME and (eqn.invars[0].aval.dtype == bool or _in(eqn.invars[0], masks)):
       masks.update(eqn.outvars)
     if kind == 'conv_general_dilated' and _in(eqn.invars[1], masks):
       rule = None
-    inner = [] if rule else [list(_costs(part, name)) for part in _parts(eqn.params.values())]
+    inner = [] if rule else [list(_costs(part, name)) for part in parts(eqn.params.values())]
     if kind == 'cond':
       inner = [max(inner, key=_total)]
     elif kind in ('while', 'pallas_call') and any(map(_total, inner)):
@@ -204,16 +204,16 @@ def _total(costs: list[_Cost]) -> int:
   return sum(cost.macs for cost in costs)
 
 
-def _parts(values: Any) -> Iterator[Any]:
+def parts(values: Any) -> Iterator[Any]:
   """The jaxprs among an equation's parameters."""
   for value in values:
     if hasattr(getattr(value, 'jaxpr', value), 'eqns'):
       yield value
     elif isinstance(value, list | tuple):
-      yield from _parts(value)
+      yield from parts(value)
 
 
-def _scope(eqn: Any) -> str:
+def scope(eqn: Any) -> str:
   """An equation's name stack without marks of transformations: 'jvp(stem)/conv' -> 'stem/conv'."""
   scopes = re.sub(r'\w+\(|\)', '', str(eqn.source_info.name_stack)).split('/')
   return '/'.join(scope.partition('.')[0] for scope in scopes)  # linen: 'encoder.method'
@@ -223,7 +223,7 @@ def _summary(jaxpr: Any, parameters: dict[str, int], root: str) -> Count:
   macs: dict[str, int] = {}
   outputs: dict[str, tuple[int, ...]] = {}
   for cost in _costs(jaxpr):
-    name = _relative(cost.name, root)
+    name = relative(cost.name, root)
     macs[name] = macs.get(name, 0) + cost.macs
     outputs[name] = cost.output
   layers = tuple(
