@@ -117,6 +117,7 @@ def _equations(jaxpr: Any, outer: str) -> Iterator[tuple[str, Any]]:
 
 
 def relative(name: str, root: str) -> str:
+  """A path without the name of the outermost module."""
   inside = root and (name == root or name.startswith(f'{root}/'))
   return name[len(root) + 1 :] if inside else name
 
@@ -216,7 +217,8 @@ def parts(values: Any) -> Iterator[Any]:
 def scope(eqn: Any) -> str:
   """An equation's name stack without marks of transformations: 'jvp(stem)/conv' -> 'stem/conv'."""
   scopes = re.sub(r'\w+\(|\)', '', str(eqn.source_info.name_stack)).split('/')
-  return '/'.join(scope.partition('.')[0] for scope in scopes)  # linen: 'encoder.method'
+  # linen: 'encoder.method', or 'encoder/.method'
+  return '/'.join(filter(None, (scope.partition('.')[0] for scope in scopes)))
 
 
 def _summary(jaxpr: Any, parameters: dict[str, int], root: str) -> Count:

@@ -6,11 +6,12 @@ Every intermediate array is followed by intervals: its element with index n depe
 of the image, on the pixels from strides @ n + low to strides @ n + high. Convolution, pooling,
 slices, padding, reductions, reshapes, transposition and products of matrices map such intervals
 to such intervals, so the model's structure (branches, shortcuts, patches, upsampling) doesn't
-matter. Where an array has none, its interval is that of all elements together. So a field is
-exact, or larger: after the multiplication by a gate of the whole image, after what isn't known here
-(`while`, `cond`, resizing by `jax.image`), where what is joined moves at different strides.
+matter. Where an array has none, its interval is that of all elements together: behind a gate that
+sees the whole image, rightly, the whole image. So a field is exact, or larger: after what isn't
+known here (`while`, `cond`, resizing by `jax.image`), where what is joined moves at different
+strides, where upsampling follows a stride.
 
-Borders don't count: what padding repeats of the image (reflection, circular) is taken for zeros.
+Borders don't count: what padding repeats of an array (reflection, circular) is taken for zeros.
 """
 
 import math
@@ -154,9 +155,9 @@ def _join(shape: Sequence[int], intervals: Iterable[_Interval]) -> _Interval:
 
 
 def _along(rule: Callable[..., _Interval]) -> _Rule:
-  """A rule from one for a single axis of the image: (eqn, x, *others) -> y.
+  """A rule from one for the first operand and a single axis of the image.
 
-  What only the other operands than the first could depend on is taken for the whole.
+  Of the other operands, every output may depend on all.
   """
 
   def apply(eqn: Any, inputs: list[_Value | None]) -> list[_Value]:
@@ -257,18 +258,23 @@ def _split(eqn: Any, inputs: list[_Value | None]) -> list[_Value]:
 
 def _concatenate(eqn: Any, inputs: list[_Value | None]) -> list[_Value]:
   axis, shape = eqn.params['dimension'], eqn.outvars[0].aval.shape
-  sizes = [v.aval.shape[axis] for v in eqn.invars]
-  starts = [sum(sizes[:i]) for i in range(len(sizes))]
-  largest = max(range(len(sizes)), key=sizes.__getitem__)
-  parts = [(i, x) for i, x in enumerate(inputs) if x]
-  inner = inputs[largest]
-  if inner and 2 * sizes[largest] > shape[axis] and any(x.strides[axis] for x in inner):
-    parts = [(largest, inner)]  # the others are its border
-  moved = [[x.moved(-starts[i] * x.strides[axis]) for x in value] for i, value in parts]
-  # Those that are at different strides have to be where they were before they are stopped.
-  if any(len({x.strides[axis] for x in along}) > 1 for along in zip(*moved, strict=True)):
+  parts, start = [], 0
+  for v, x in zip(eqn.invars, inputs, strict=True):
+    size = v.aval.shape[axis]
+    if x:
+      parts.append((size, tuple(i.moved(-start * i.strides[axis]) for i in x)))
+    start += size
+  size, middle = max(parts, key=lambda part: part[0])
+  values = [x for _, x in parts]
+  if 2 * size > shape[axis] and any(i.strides[axis] for i in middle):
+    pairs = [pair for x in values for pair in zip(x, middle, strict=True)]
+    if all(whole.first <= i.first and i.last <= whole.last for i, whole in pairs):
+      return [middle]  # the others repeat some of it, as its border
+  along = list(zip(*values, strict=True))
+  # Where they move at different strides, each has to be stopped in its own place.
+  if any(len({i.strides[axis] for i in intervals}) > 1 for intervals in along):
     return _anything(eqn, inputs)
-  return [tuple(_join(shape, along) for along in zip(*moved, strict=True))]
+  return [tuple(_join(shape, intervals) for intervals in along)]
 
 
 def _reduce(name: str) -> _Rule:
@@ -343,7 +349,12 @@ def _reshape(eqn: Any, inputs: list[_Value | None]) -> list[_Value]:
     strides: list[Number] = []
     for old, new in _groups(before, after):
       x, step = _merged(x, before, old, moving)
-      strides += [step * math.prod(after[axis + 1 : new.stop]) for axis in new]
+      # An axis of one element doesn't move, unless the map has no more than that.
+      alone = all(after[axis] == 1 for axis in new)
+      strides += [
+        step * math.prod(after[axis + 1 : new.stop]) if alone or after[axis] > 1 else 0
+        for axis in new
+      ]
     values.append(x._replace(strides=tuple(strides)))
   return [tuple(values)]
 
@@ -365,7 +376,6 @@ def _merged(
   x: _Interval, shape: Sequence[int], axes: range, moving: Sequence[bool]
 ) -> tuple[_Interval, Number]:
   """These axes as one: the interval, and its stride along that one."""
-  axes = range(axes.start, axes.stop)
   many = [axis for axis in axes if shape[axis] > 1]
   if not many:  # the map is one pixel, but it has a stride
     return x, max((x.strides[axis] for axis in axes), key=abs, default=0)
@@ -520,7 +530,7 @@ def _field(name: str, output: tuple[int, ...], value: _Value) -> Field:
     # Strides below a pixel: outputs differ in how many they see.
     phases = range(stride.denominator)
     spans = [math.floor(x.high + i * stride) - math.ceil(x.low + i * stride) for i in phases]
-    sizes.append(1 + max(spans))
+    sizes.append(max(1 + max(spans), 0))
     strides.append(_plain(stride))
     offsets.append(_plain(Fraction(x.low + x.high) / 2))
   return Field(name, output, tuple(sizes), tuple(strides), tuple(offsets))
