@@ -4,7 +4,7 @@ VENV ?= .venv
 WORKDIR ?= runs/digits-lenet5
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-faults test-properties sanitize lint format bench clean
+.PHONY: demo test test-faults test-long test-properties sanitize lint format bench clean
 
 demo: $(VENV)/.installed $(VENV)/.onednn
 	$(BIN)/python -m cnnjax.main --config=experiments/digits/lenet5.py --workdir=$(WORKDIR)
@@ -12,9 +12,12 @@ demo: $(VENV)/.installed $(VENV)/.onednn
 test: $(VENV)/.installed-test $(VENV)/.onednn
 	$(BIN)/python -m pytest -n 2 --dist=worksteal
 
-# Kills, signals, lost workers and leaks, for half an hour; results are in docs/reliability.md.
+# What takes minutes a test: kills, signals, lost workers and leaks, for the most part of an hour
+# (results are in docs/reliability.md), and receptive fields of whole networks.
 test-faults: $(VENV)/.installed-test $(VENV)/.onednn
 	$(BIN)/python -m pytest -n 0 -m long tests/test_faults_long.py
+test-long: test-faults
+	$(BIN)/python -m pytest -n 2 -m long tests/analysis
 
 # Ten minutes of bad input for each of configs, images, IDX files, checkpoints and weights; what is
 # promised and what was found is in docs/security.md.

@@ -1,4 +1,4 @@
-"""Command line over `cnnjax.analysis`: what a convolution shares and leaves out, counted.
+"""Command line over `cnnjax.analysis`: what convolutions share, leave out and see, counted.
 
   python -m cnnjax.analyze --layer=conv --input=H,W,C --features=F --kernel=KH,KW
       [--strides=1,1] [--padding=SAME] [--dilation=1,1] [--groups=1] [--nobias] [--json]
@@ -29,7 +29,7 @@ _GROUPS = flags.DEFINE_integer('groups', 1, 'Of channels.', lower_bound=1)
 _BIAS = flags.DEFINE_bool('bias', True, 'A bias for each feature.')
 _JSON = flags.DEFINE_bool('json', False, 'Print JSON.')
 
-_ROW = '{:40} {:>14} {:>14} {:>16} {:>18} {:>9} {:>7} {:>7}'
+_ROW = '{:36} {:>12} {:>14} {:>18} {:>15} {:>9} {:>7} {:>6}  {:11} {}'
 
 
 def _integers(name: str, words: Sequence[str] | None, count: int) -> Any:
@@ -83,7 +83,7 @@ def _layer() -> None:
 
 
 def _model(name: str) -> None:
-  from cnnjax import models
+  from cnnjax import analysis, models
   from cnnjax.analysis import ledger
 
   if name not in models.REGISTRY:
@@ -93,18 +93,29 @@ def _model(name: str) -> None:
   model = models.create(name, num_classes=known.num_classes)
   try:
     entries = ledger.entries(model, image)
+    fields = {field.name: field for field in analysis.fields(model, image)}
   except (TypeError, ValueError) as error:
     raise UserError(f'--input={_shape(image)} is no image for {name!r}: {error}') from error
   if _JSON.value:
-    layers = [entry._asdict() for entry in entries]
+    layers = [
+      {
+        **entry._asdict(),
+        'receptive_field': fields[entry.name].size,
+        'receptive_field_stride': fields[entry.name].stride,
+        'receptive_field_offset': fields[entry.name].offset,
+      }
+      for entry in entries
+    ]
     print(json.dumps({'name': name, 'input': image, 'layers': layers}, indent=2))
     return
   print(f'{name}, image {_shape(image)}: parameters of each layer, and of the same as...\n')
   head = ('layer', 'parameters', 'untied', 'fully connected', 'connections', 'sparsity', 'reuse')
-  print(_ROW.format(*head, 'ops/B'))
+  print(_ROW.format(*head, 'ops/B', 'sees', 'every'))
   for e in entries:
-    _print_row(e.name, e, f'{e.sparsity:.3%}', f'{e.reuse:,.0f}', f'{e.intensity:.1f}')
-  _print_row('total', _total(entries), '', '', '')
+    field = fields[e.name]
+    figures = f'{e.sparsity:.3%}', f'{e.reuse:,.0f}', f'{e.intensity:.1f}', _shape(field.size)
+    _print_row(e.name, e, *figures, f'{_shape(field.stride)} px' if any(field.stride) else '')
+  _print_row('total', _total(entries), *[''] * 5)
 
 
 def _print_row(name: str, entry: Any, *figures: str) -> None:
@@ -127,7 +138,7 @@ def _total(entries: Sequence[Any]) -> Any:
   return first._replace(**sums)
 
 
-def _shape(sizes: Sequence[int]) -> str:
+def _shape(sizes: Sequence[float]) -> str:
   return ' x '.join(map(str, sizes))
 
 
