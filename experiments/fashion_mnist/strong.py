@@ -1,6 +1,6 @@
 """Fashion-MNIST with random erasing and averaged weights: `fast.py`, twice as wide and longer.
 
-Papers: Zhong et al. 2017, https://arxiv.org/abs/1708.04896 (random erasing); Polyak and Juditsky
+Paper: Zhong et al. 2017, https://arxiv.org/abs/1708.04896 (random erasing); Polyak and Juditsky
 1992 (averaged weights); Jordan 2024, https://arxiv.org/abs/2404.00498 (pooling first, mirrored
 evaluation).
 Command: python -m cnnjax.datasets prepare fashion_mnist
