@@ -4,10 +4,17 @@ VENV ?= .venv
 WORKDIR ?= runs/digits-lenet5
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-faults test-long test-properties sanitize lint format bench clean
+CLAIMS := sharing edges sparsity optimizers overfitting shifts depth cat_detector
+
+.PHONY: demo claims test test-faults test-long test-properties sanitize lint format bench clean
 
 demo: $(VENV)/.installed $(VENV)/.onednn
 	$(BIN)/python -m cnnjax.main --config=experiments/digits/lenet5.py --workdir=$(WORKDIR)
+
+# Every claim of docs/claims.md measured anew, its table and plot.
+claims: $(VENV)/.installed-test $(VENV)/.onednn
+	set -e; for claim in $(CLAIMS); do \
+	  $(BIN)/python -m experiments.claims.$$claim --workdir=$(or $(DIR),runs/claims); done
 
 test: $(VENV)/.installed-test $(VENV)/.onednn
 	$(BIN)/python -m pytest -n 2 --dist=worksteal

@@ -11,7 +11,11 @@ from cnnjax.training import loop, schedules, writers
 from tests.data.mock import mock_tfds
 
 ROOT = pathlib.Path(__file__).parent.parent / 'experiments'
-CONFIGS = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob('*.py'))
+CONFIGS = sorted(
+  str(path.relative_to(ROOT))
+  for path in ROOT.rglob('*.py')
+  if 'def get_config(' in path.read_text()  # the others are scripts
+)
 
 
 def load(name):
