@@ -4,6 +4,7 @@ Properties (hypothesis) take the same few examples in every run. PROPERTY_MINUTE
 try fresh ones for so long, its properties in turn; `make test-properties` does.
 """
 
+import gc
 import os
 import time
 
@@ -27,6 +28,11 @@ hypothesis.settings.register_profile(
   suppress_health_check=list(hypothesis.HealthCheck),
 )
 hypothesis.settings.load_profile('cnnjax')
+
+
+def pytest_collection_finish():
+  """Tracing allocates much: keep the collector from looking through every module each time."""
+  gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -8,6 +8,8 @@ float64, from the weights and images of `golden.py`. A file, cases/MODEL.npz, ho
   logits         [N, classes]   in evaluation mode
 and, for a model that trains here,
   train_input    [4] int
+  train_stages   [k] int        blocks of each stage, where the trained network is cut to fewer
+  train_names, train_shapes     of that one, as above
   loss           []             cross-entropy, the mean over labels 0, 1, ..., N - 1; training mode,
                                 dropout and stochastic depth off
   keys           [m] str        the parameters, then the running statistics after that one step
@@ -28,15 +30,25 @@ FOLDER = pathlib.Path(__file__).parent / 'cases'
 
 # Sizes that are odd, not square and no multiple of any stride; more for nets that need it.
 TINY, SMALL, LARGE = (21, 15), (97, 113), (139, 151)
-# To train: the last maps have more than one pixel still.
-TRAIN, TRAIN_LARGE = (65, 81), (107, 123)
-# Model: size, and the size to train at, if it does. Trained are the smallest of each kind of block.
+# N, H, W to train at: the last maps have more than one pixel still, and what is normalised after
+# pooling has more than two values (of two, it keeps the signs alone).
+TRAIN = (2, 33, 41)
+# Where a stage repeats one block, two of them train: the same gradients, in less time to compile.
+STAGES = {
+  'resnet50': (2, 2, 2, 2),
+  'nf_resnet50': (2, 2, 2, 2),
+  'densenet121': (2, 2, 2, 2),
+  'repvgg_a0': (2, 2, 2, 1),
+  'convnext_tiny': (2, 2, 2, 2),
+  'convnextv2_atto': (2, 2, 2, 2),
+}
+# Model: size, and the input to train on, if it does: the smallest of each kind of block do.
 MODELS = {
-  'alexnet': (SMALL, SMALL),
+  'alexnet': (SMALL, (2, *SMALL)),
   'vgg11': (SMALL, None),
   'vgg11_bn': (SMALL, TRAIN),
   'googlenet': (SMALL, TRAIN),
-  'inception_v3': (LARGE, TRAIN_LARGE),
+  'inception_v3': (LARGE, (2, 75, 107)),
   'xception': (SMALL, None),
   'xception41': (SMALL, None),
   'resnet18': (SMALL, TRAIN),
@@ -50,17 +62,17 @@ MODELS = {
   'resnetblur50': (SMALL, None),
   'resnetv2_50': (SMALL, None),
   'nf_resnet50': (SMALL, TRAIN),
-  'cifar_resnet20': (TINY, TINY),
+  'cifar_resnet20': (TINY, (2, *TINY)),
   'cifar_resnet110_v2': (TINY, None),
   'wrn_40_4': (TINY, None),
-  'densenet121': (SMALL, TRAIN),
+  'densenet121': (SMALL, (2, 45, 61)),
   'squeezenet1_0': (SMALL, None),
   'squeezenet1_1': (SMALL, TRAIN),
   'mobilenetv1_100': (SMALL, TRAIN),
   'mobilenet_v2': (SMALL, TRAIN),
   'mobilenet_v3_small': (SMALL, TRAIN),
   'mobilenet_v3_large': (SMALL, None),
-  'mobilenetv4_conv_small': (SMALL, TRAIN),
+  'mobilenetv4_conv_small': (SMALL, (3, 33, 41)),
   'mnasnet0_5': (SMALL, None),
   'mnasnet1_0': (SMALL, TRAIN),
   'shufflenet_v2_x0_5': (SMALL, TRAIN),
@@ -71,8 +83,8 @@ MODELS = {
   'regnet_x_400mf': (SMALL, None),
   'regnet_y_400mf': (SMALL, TRAIN),
   'repvgg_a0': (SMALL, TRAIN),
-  'convnext_tiny': (SMALL, TRAIN),
-  'convnextv2_atto': (SMALL, TRAIN),
+  'convnext_tiny': (SMALL, (2, 49, 65)),
+  'convnextv2_atto': (SMALL, (2, 49, 65)),
 }
 
 
@@ -95,27 +107,68 @@ def _build(torch, name):
   return timm.create_model(name), f'timm {timm.__version__}'
 
 
-def _make(torch, name, size, train_size):
-  module, source = _build(torch, name)
+def _shallow(name, stages):
+  """The torch module of `name` with so many blocks in each stage."""
+  import dataclasses
+
+  import timm
+  from timm.models import byobnet, nfnet
+  from torchvision.models import convnext, densenet, resnet
+
+  if name == 'resnet50':
+    return resnet.ResNet(resnet.Bottleneck, stages)
+  if name == 'densenet121':
+    return densenet.DenseNet(32, stages, 64)
+  if name == 'convnext_tiny':
+    widths = (96, 192, 384, 768)
+    following = (*widths[1:], None)
+    return convnext.ConvNeXt(list(map(convnext.CNBlockConfig, widths, following, stages)))
+  if name == 'nf_resnet50':
+    return nfnet.NormFreeNet(dataclasses.replace(nfnet.model_cfgs[name], depths=stages))
+  if name == 'repvgg_a0':
+    config = byobnet.model_cfgs[name]
+    blocks = [dataclasses.replace(b, d=d) for b, d in zip(config.blocks, stages, strict=True)]
+    return byobnet.ByobNet(dataclasses.replace(config, blocks=tuple(blocks)))
+  return timm.create_model(name, depths=stages)
+
+
+def _fill(torch, name, module):
+  """Sets the deterministic weights; the state dict's names and shapes as they are stored."""
   module.double()
-  filled = {}
-  for key, value in module.state_dict().items():
-    filled[key] = golden.fill(name, key, tuple(value.shape))
-    value.copy_(torch.from_numpy(np.asarray(filled[key])))
+  names, shapes = [], []
+  with torch.no_grad():
+    for key, value in module.state_dict().items():
+      value.copy_(torch.from_numpy(np.asarray(golden.fill(name, key, tuple(value.shape)))))
+      names.append(key)
+      shapes.append('x'.join(map(str, value.shape)))
+  return np.array(names), np.array(shapes)
+
+
+def _make(torch, name, size, train_shape):
+  module, source = _build(torch, name)
+  names, shapes = _fill(torch, name, module)
   shape = (2, *size, 3)
   tensor = lambda s: torch.from_numpy(golden.images(s).astype(np.float64).transpose(0, 3, 1, 2))
   module.eval()
   with torch.no_grad():
     logits = module(tensor(shape)).numpy()
   case = {
-    'names': np.array(list(filled)),
-    'shapes': np.array(['x'.join(map(str, v.shape)) for v in filled.values()]),
+    'names': names,
+    'shapes': shapes,
     'input': np.array(shape),
     'logits': logits.astype(np.float32),
     'source': np.array(source),
   }
-  if train_size:
-    shape = (3, *train_size, 3)
+  if train_shape:
+    if name in STAGES:
+      module = _shallow(name, STAGES[name])
+      names, shapes = _fill(torch, name, module)
+      case |= {
+        'train_stages': np.array(STAGES[name]),
+        'train_names': names,
+        'train_shapes': shapes,
+      }
+    shape = (*train_shape, 3)
     module.train()
     for part in module.modules():
       if any(word in type(part).__name__ for word in ('Drop', 'StochasticDepth')):
