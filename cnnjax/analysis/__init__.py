@@ -1,7 +1,7 @@
 """What a network is: its size and cost, what its convolutions share, what its layers see, and the
 matrices they are."""
 
-from cnnjax.analysis import ledger, toeplitz
+from cnnjax.analysis import equivariance, ledger, toeplitz
 from cnnjax.analysis.macs import Count, Layer, count, count_fn, register
 from cnnjax.analysis.receptive_field import Field, fields, fields_fn
 
@@ -11,6 +11,7 @@ __all__ = [
   'Layer',
   'count',
   'count_fn',
+  'equivariance',
   'fields',
   'fields_fn',
   'ledger',
