@@ -195,7 +195,7 @@ def errors(
     jax.device_get(compare(still, look(variables, apply(transform, images)), transform))
     for transform in transforms
   ]
-  return {name: np.array([result[name] for result in results]) for name in places}
+  return {name: np.array([result[name] for result in results], float) for name in places}
 
 
 def _distance(moved: Array, still: Array, transform: Transform | None) -> Array:
