@@ -2,6 +2,7 @@
 matrices they are, and where their answers come from."""
 
 from cnnjax.analysis import attribution, ledger, toeplitz
+from cnnjax.analysis import equivariance, ledger, toeplitz
 from cnnjax.analysis.macs import Count, Layer, count, count_fn, register
 from cnnjax.analysis.receptive_field import Field, fields, fields_fn
 
@@ -12,6 +13,7 @@ __all__ = [
   'attribution',
   'count',
   'count_fn',
+  'equivariance',
   'fields',
   'fields_fn',
   'ledger',

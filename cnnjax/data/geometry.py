@@ -261,6 +261,7 @@ def warp(
   *,
   nearest: bool = False,
   fill: float = 0.0,
+  mode: Literal['constant', 'wrap'] = 'constant',
 ) -> Array:
   """Resamples at affinely mapped places: result[p] = image[matrix (p - centre) + centre + shift].
 
@@ -270,6 +271,7 @@ def warp(
     shift: (rows, columns) in the image.
     nearest: take the nearest pixel instead of interpolating linearly between four.
     fill: the value of pixels outside the image.
+    mode: 'constant' for that value, or 'wrap': the image repeats on all sides.
 
   Returns:
     `[H, W, C]`; exactly the image where the map is the identity.
@@ -283,6 +285,8 @@ def warp(
   pixels = image.reshape(height * width, channels)
 
   def at(rows: Array, columns: Array) -> Array:
+    if mode == 'wrap':
+      rows, columns = rows % height, columns % width
     inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
     place = (rows * width + columns).astype(jnp.int32)
     return jnp.where(inside[..., None], jnp.take(pixels, place, axis=0, mode='clip'), fill)

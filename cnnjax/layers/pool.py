@@ -171,7 +171,7 @@ def blur_pool(
     np.outer(weights, weights)[:, :, None, None], (window, window, 1, x.shape[-1])
   )
   pad = ((window - 1) // 2, window // 2)
-  return lax.conv_general_dilated(
+  return ops.conv_general_dilated(
     jnp.pad(x, ((0, 0), pad, pad, (0, 0)), mode=mode),
     jnp.asarray(kernel, x.dtype),
     window_strides=pair(strides),

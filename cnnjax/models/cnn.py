@@ -87,7 +87,8 @@ class CNN(nn.Module):
     convs: convolutions in each stage.
     kernel_size: height and width of every kernel.
     padding: 'SAME' (only pooling shrinks the image) or 'VALID'.
-    pool: 'max', 'avg' or 'none', 2 x 2.
+    pool: 'max', 'avg' or 'none', 2 x 2; or any function that halves [N, H, W, C], such as
+      `resnet_blur.max_blur_pool` (anti-aliased).
     pool_first: pool after the stage's first convolution instead of at its end.
     global_pool: average over the image before the dense layers, else flatten it.
     dense: units of each hidden dense layer.
@@ -103,7 +104,7 @@ class CNN(nn.Module):
   convs: int = 1
   kernel_size: int = 3
   padding: str = 'SAME'
-  pool: str = 'max'
+  pool: str | Callable[[jax.Array], jax.Array] = 'max'
   pool_first: bool = False
   global_pool: bool = False
   dense: Sequence[int] = (128,)
@@ -115,7 +116,7 @@ class CNN(nn.Module):
 
   @nn.compact
   def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-    if self.pool not in POOLS:
+    if isinstance(self.pool, str) and self.pool not in POOLS:
       raise unknown('model.pool', self.pool, POOLS)
     if self.padding not in PADDINGS:
       raise unknown('model.padding', self.padding, PADDINGS)
@@ -133,7 +134,7 @@ class CNN(nn.Module):
     norm = bind(self.norm, train=train, dtype=self.dtype)
     x = images
     for i, features in enumerate(self.features, 1):
-      pool = POOLS[self.pool]
+      pool = POOLS[self.pool] if isinstance(self.pool, str) else self.pool
       stage = Stage(
         features, self.convs, conv, norm, self.act, pool, self.pool_first, name=f'stage{i}'
       )
