@@ -23,7 +23,8 @@ class Spectrum(NamedTuple):
 
   Attributes:
     values: float64 `[count]`, largest first.
-    residuals: float64 `[count]`, norms |A x - value x|: an eigenvalue of A lies so near each value.
+    residuals: float64 `[count]`, norms |A x - value x|, rounding aside: an eigenvalue of A lies so
+      near each value.
     vectors: the unit vectors x, trees like the parameters.
   """
 
