@@ -3,6 +3,7 @@ matrices they are, and where their answers come from."""
 
 from cnnjax.analysis import attribution, ledger, toeplitz
 from cnnjax.analysis import equivariance, ledger, toeplitz
+from cnnjax.analysis import curvature, gradients, landscape, ledger, toeplitz
 from cnnjax.analysis.macs import Count, Layer, count, count_fn, register
 from cnnjax.analysis.receptive_field import Field, fields, fields_fn
 
@@ -14,8 +15,11 @@ __all__ = [
   'count',
   'count_fn',
   'equivariance',
+  'curvature',
   'fields',
   'fields_fn',
+  'gradients',
+  'landscape',
   'ledger',
   'register',
   'toeplitz',
