@@ -1,7 +1,7 @@
 """What a network is: its size and cost, what its convolutions share, what its layers see, and the
 matrices they are."""
 
-from cnnjax.analysis import ledger, toeplitz
+from cnnjax.analysis import filters, ledger, similarity, synthesis, toeplitz
 from cnnjax.analysis.macs import Count, Layer, count, count_fn, register
 from cnnjax.analysis.receptive_field import Field, fields, fields_fn
 
@@ -13,7 +13,10 @@ __all__ = [
   'count_fn',
   'fields',
   'fields_fn',
+  'filters',
   'ledger',
   'register',
+  'similarity',
+  'synthesis',
   'toeplitz',
 ]
