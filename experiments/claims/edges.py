@@ -129,15 +129,17 @@ def main() -> None:
       rows.append((f'{name}: mean selectivity; random', mean[name], mean[chance]))
       rows.append((f'{name}: at least as selective; random', above[name], above[chance]))
   rows = [dict(zip(('measured', 'value', 'beside it'), row, strict=True)) for row in rows]
-  claim.save('edges', rows, draw(photos['camera'], groups, tuned, hand))
+  figure = draw(photos['camera'], groups, tuned, hand)
+  claim.save('edges', rows, figure)
+  figure.savefig(os.path.join(flags.FLAGS.workdir, 'edges.jpg'), dpi=110)
 
 
 def draw(photo, groups, tuned, hand) -> plt.Figure:
   """A photo and what the filter finds; filters; how selective they are."""
   figure, axes = plt.subplots(2, 3, figsize=(9, 6))
   pictures = {
-    'a photo (skimage.data.camera)': photo[::2, ::2] / 255,
-    '|response| of the hand-set filter': 1 - np.abs(respond(photo))[::2, ::2] / 400,
+    'a photo (skimage.data.camera)': photo / 255,
+    '|response| of the hand-set filter': 1 - np.abs(respond(photo)) / 400,
     "Lite0's first layer": groups['Lite0'][0],
     'clothes, strong decay, seed 0': groups['clothes, strong decay'][0],
     'the same before training': groups['clothes, random'][0],
