@@ -2,7 +2,8 @@
 
 Command: python -m experiments.claims.depth --workdir=DIR
 Needs: pip install 'cnnjax[test]'; python -m cnnjax.datasets prepare fashion_mnist
-Result: docs/claims.md.
+Result: edge directions are read best at stage 2 (0.436; 0.145 at the stem, 0.218 at the end),
+which photo at stage 6 (0.893), kinds of clothes at stage 5 (0.855). docs/claims.md.
 """
 
 import os
@@ -29,7 +30,7 @@ PHOTOS = (
   'hubble_deep_field', 'immunohistochemistry', 'moon', 'page', 'rocket', 'text',
 )  # fmt: skip
 SIDE = 96  # pixels of an image
-TRAIN, TEST = 600, 400  # examples of each seed, of half as many more
+TRAIN, TEST = 600, 400  # examples for each seed, drawn from half as many more
 NUMBERS = 400  # that a probe sees of each layer
 CLOTHES = f'tfds:fashion_mnist:train[:{TRAIN * 3 // 2}],test[:{TEST * 3 // 2}]'
 
@@ -191,7 +192,7 @@ def draw(accuracy, alike) -> plt.Figure:
     left.fill_between(LAYERS, values.min(1), values.max(1), color=color, alpha=0.2)
   left.set(ylabel='test accuracy of a linear probe', ylim=(0, 1))
   left.tick_params(axis='x', rotation=45)
-  left.legend(fontsize=7, ncols=3, loc='upper center', bbox_to_anchor=(0.5, -0.25))
+  figure.legend(fontsize=7, ncols=3, loc='outside lower left')
   picture = right.imshow(alike, vmin=0, vmax=1, cmap='magma')
   right.set_xticks(range(len(LAYERS)), LAYERS, rotation=90)
   right.set_yticks(range(len(LAYERS)), LAYERS)
