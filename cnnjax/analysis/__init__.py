@@ -4,6 +4,7 @@ matrices they are, and where their answers come from."""
 from cnnjax.analysis import attribution, ledger, toeplitz
 from cnnjax.analysis import equivariance, ledger, toeplitz
 from cnnjax.analysis import curvature, gradients, landscape, ledger, toeplitz
+from cnnjax.analysis import filters, ledger, similarity, synthesis, toeplitz
 from cnnjax.analysis.macs import Count, Layer, count, count_fn, register
 from cnnjax.analysis.receptive_field import Field, fields, fields_fn
 
@@ -20,7 +21,10 @@ __all__ = [
   'fields_fn',
   'gradients',
   'landscape',
+  'filters',
   'ledger',
   'register',
+  'similarity',
+  'synthesis',
   'toeplitz',
 ]
