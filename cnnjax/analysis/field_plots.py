@@ -12,8 +12,8 @@ from cnnjax.errors import UserError
 def over_photo(photo: np.ndarray, found: Sequence[EffectiveField]) -> Any:
   """Draws each field over the photo: one panel for each layer.
 
-  The rectangle is the theoretical field; the photo is bright where the gradient is, relative to
-  its greatest magnitude; the line is the ellipse within which 95 % of the fitted Gaussian lie.
+  The rectangle is the theoretical field; the photo is bright where the gradient is, by the root of
+  its magnitude; the line is the ellipse within which 95 % of the fitted Gaussian lie.
 
   Args:
     photo: `[H, W, 3]` or `[H, W]`, uint8 or floats in [0, 1], of the size that was measured.
@@ -32,11 +32,11 @@ def over_photo(photo: np.ndarray, found: Sequence[EffectiveField]) -> Any:
   for field in found:
     if field.mass.shape != size:
       raise UserError(f'photo of {size} pixels: the field was measured on {field.mass.shape}')
-  figure = Figure(figsize=(2.6 * len(found), 2.9), layout='constrained')
+  figure = Figure(figsize=(2.6 * len(found), 3.3), layout='compressed')
   for axes, field in zip(figure.subplots(1, len(found), squeeze=False)[0], found, strict=True):
-    magnitude = np.sqrt(field.mass / field.mass.max())
+    light = (field.mass / field.mass.max()) ** 0.25
     shade = np.zeros((*size, 4))
-    shade[..., 3] = 0.75 * (1 - magnitude)
+    shade[..., 3] = 0.7 * (1 - light)
     axes.imshow(photo, cmap='gray')
     axes.imshow(shade)
     top, left, bottom, right = field.box
@@ -45,12 +45,13 @@ def over_photo(photo: np.ndarray, found: Sequence[EffectiveField]) -> Any:
     (y, x), (down, across) = field.mean, field.sigma
     reach = np.sqrt(-2 * np.log(0.05))  # in both directions at once: chi-squared, 2 degrees
     axes.add_patch(Ellipse((x, y), 2 * reach * across, 2 * reach * down, fill=False, color='cyan'))
-    axes.set_xlim(-0.5, size[1] - 0.5)
-    axes.set_ylim(size[0] - 0.5, -0.5)
+    margin = 0.02 * max(size)  # for the rectangle of a field that is as large as the image
+    axes.set_xlim(-margin, size[1] - 1 + margin)
+    axes.set_ylim(size[0] - 1 + margin, -margin)
     axes.set_title(field.theoretical.name or 'logits', fontsize=9)
     sides = ' x '.join(map(str, field.theoretical.size))
     caption = (
-      f'sees {sides} px\n95 % in {field.area95:.1%} of it, sigma {down:.1f} x {across:.1f} px'
+      f'sees {sides} px\n95 % in {field.area95:.1%} of it\nsigma {down:.1f} x {across:.1f} px'
     )
     axes.set_xlabel(caption, fontsize=8)
     axes.set_xticks([])
