@@ -5,6 +5,7 @@ from cnnjax.analysis import attribution, ledger, toeplitz
 from cnnjax.analysis import equivariance, ledger, toeplitz
 from cnnjax.analysis import curvature, gradients, landscape, ledger, toeplitz
 from cnnjax.analysis import filters, ledger, similarity, synthesis, toeplitz
+from cnnjax.analysis import effective_field, field_plots, ledger, toeplitz
 from cnnjax.analysis.macs import Count, Layer, count, count_fn, register
 from cnnjax.analysis.receptive_field import Field, fields, fields_fn
 
@@ -17,6 +18,8 @@ __all__ = [
   'count_fn',
   'equivariance',
   'curvature',
+  'effective_field',
+  'field_plots',
   'fields',
   'fields_fn',
   'gradients',
