@@ -130,6 +130,8 @@ def create(config: Config, directory: str) -> Experiment:
     mirror=config.eval_mirror,
     shift=config.eval_shift,
   )
+  if config.freeze:
+    task = task._replace(loss=optimizers.spare_frozen(task.loss, config.freeze))
 
   limit = config.data.resident_megabytes * 2**20
   if sources.fits(train, limit) and sources.fits(test, limit):

@@ -179,6 +179,21 @@ def test_discriminative_learning_rates():
   assert found == pytest.approx({'stem': -0.15, 'kernel': -3, 'bias': -3})
 
 
+def test_no_gradient_of_what_is_frozen():
+  def loss(variables, batch):
+    stem, head = variables['params']['stem'], variables['params']['head']
+    return jax.numpy.sin(stem['kernel']).sum() * head['kernel'].sum() * batch
+
+  spared = optimizers.spare_frozen(loss, ('^stem/',))
+  variables = {'params': PARAMS, 'batch_stats': {}}
+  found, whole = (jax.grad(f)(variables, 2.0)['params'] for f in (spared, loss))
+  assert not np.any(found['stem']['kernel'])
+  assert np.all(np.asarray(whole['stem']['kernel']) > 0)
+  np.testing.assert_array_equal(found['head']['kernel'], whole['head']['kernel'])
+  # Nothing of the frozen part goes back: its cosine isn't there.
+  assert 'cos' not in str(jax.make_jaxpr(jax.grad(spared))(variables, 2.0))
+
+
 def test_frozen_parameters_are_not_in_the_clipped_norm():
   # The gradient's norm without the stem is 2 * sqrt(6).
   found = updates(freeze=('^stem/',), clip_norm=1.0, weight_decay=1.0, no_decay=())
