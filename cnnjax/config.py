@@ -35,7 +35,9 @@ def default() -> Config:
   # .pt, .safetensors, .npz) or the working directory of an earlier run, its newest checkpoint.
   c.init_from = ''
   c.init_skip = ()  # regexes on paths of variables that aren't taken from there, e.g. '^head/'
+  c.init_zero = ()  # regexes on parameter paths that start at zero: the new head of a transfer
   c.freeze = ()  # regexes on parameter paths that training leaves alone, e.g. '^(stem|stage[12])/'
+  c.freeze_statistics = False  # training uses batch norm's running statistics and leaves them alone
 
   c.data = ConfigDict()
   c.data.name = 'digits'  # digits, mnist, fashion_mnist, tfds:NAME[:TRAIN,TEST], folder:PATH
@@ -186,6 +188,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
   'optimizer.rate_factors': (_words, "a tuple of 'PATTERN=FACTOR'"),
   'freeze': _PATTERNS,
   'init_skip': _PATTERNS,
+  'init_zero': _PATTERNS,
   'micro_batches': (lambda v: v >= 1, 'at least 1'),
   'ema_decay': (lambda v: 0 <= v < 1, 'in [0, 1)'),
   'sam_radius': (lambda v: v >= 0, 'at least 0'),

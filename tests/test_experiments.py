@@ -8,6 +8,7 @@ import pytest
 
 from cnnjax import config
 from cnnjax.training import loop, schedules, writers
+from experiments.cat_detector import photos
 from tests.data.mock import mock_tfds
 
 ROOT = pathlib.Path(__file__).parent.parent / 'experiments'
@@ -46,6 +47,9 @@ def test_config_runs_one_step(name, tmp_path):
   c.schedule = {'name': 'constant', 'warmup_epochs': 0.0}  # others need more steps than one
   c.data.image_size = tuple(min(side, 64) for side in c.data.image_size)  # compiles faster
   c.parallel.devices = 1
+  if c.data.name.startswith('folder:'):
+    photos.prepare(str(tmp_path / 'photos'), per_split={'train': 7, 'test': 5})
+    c.data.name = f'folder:{tmp_path}/photos'
   with mock_tfds(num_examples=8):
     row = loop.train(config.validate(c), str(tmp_path))
   train, test = writers.read(str(tmp_path))

@@ -227,7 +227,8 @@ def with_batch_norm(model: _Model, **options: Any) -> _Model:
   Args:
     model: any linen module. Its fields that hold batch normalisation (a class or partial), and
       those of the modules in its fields, are changed; other norms are left alone.
-    **options: `axis_name`, over whose devices the batch is shared (None on one), or `momentum`.
+    **options: `axis_name`, over whose devices the batch is shared (None on one), `momentum`, or
+      `use_running_average=True`, which holds in training too.
   """
   changes = {}
   for field in dataclasses.fields(model):

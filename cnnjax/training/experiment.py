@@ -121,13 +121,17 @@ def create(config: Config, directory: str) -> Experiment:
   model = models.create(
     config.model.name, num_classes=len(train.class_names), dtype=config.dtype, **overrides
   )
+  # Frozen features are those of the statistics that they were learnt with, not of the batch's.
+  fixed = {'use_running_average': True} if config.freeze_statistics else {}
   task = classification.classification(
-    norm.with_batch_norm(model, axis_name=devices.axis_name),
+    norm.with_batch_norm(model, axis_name=devices.axis_name, **fixed),
     loss=config.loss.name,
     label_smoothing=config.loss.label_smoothing,
     mirror=config.eval_mirror,
     shift=config.eval_shift,
   )
+  if config.freeze:
+    task = task._replace(loss=optimizers.spare_frozen(task.loss, config.freeze))
 
   limit = config.data.resident_megabytes * 2**20
   if sources.fits(train, limit) and sources.fits(test, limit):
@@ -165,7 +169,7 @@ def create(config: Config, directory: str) -> Experiment:
           f'{type(e).__name__}: {str(e)[:300]}'
         ) from e
       state = traced.compile()(init_key)
-    if not config.init_from:
+    if not (config.init_from or config.init_zero):
       return state
     classes = len(train.class_names)
     return warm_start.start(state, config, optimizer, image=shape, num_classes=classes)

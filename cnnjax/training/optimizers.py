@@ -238,11 +238,33 @@ def create(
 
   def labels(params):
     _check_used('freeze', patterns, params)
-    frozen = lambda path, _: any(pattern.search(_name(path)) for pattern in patterns)
-    return jax.tree_util.tree_map_with_path(frozen, params)
+    return _frozen(patterns, params)
 
   parts: dict[Hashable, Transform] = {False: whole, True: optax.set_to_zero()}
   return optax.partition(parts, labels)
+
+
+def spare_frozen(loss: Callable[..., Any], freeze: Sequence[str]) -> Callable[..., Any]:
+  """A task's loss whose gradient is zero, and isn't computed, for parameters that are frozen.
+
+  Args:
+    loss: `(variables, ...)`.
+    freeze: as for `create`.
+  """
+  patterns = _compile('freeze', freeze)
+
+  def spared(variables, *args, **options):
+    params = variables['params']
+    stop = lambda frozen, leaf: jax.lax.stop_gradient(leaf) if frozen else leaf
+    params = jax.tree.map(stop, _frozen(patterns, params), params)
+    return loss({**variables, 'params': params}, *args, **options)
+
+  return spared
+
+
+def _frozen(patterns: Sequence[re.Pattern[str]], params: Any) -> Any:
+  found = lambda path, _: any(pattern.search(_name(path)) for pattern in patterns)
+  return jax.tree_util.tree_map_with_path(found, params)
 
 
 def _name(path: Any) -> str:

@@ -1,7 +1,8 @@
-"""Starts a run from weights that are there already: `config.init_from`."""
+"""Starts a run from weights that are there already, `config.init_from`, or from zeros."""
 
 import os
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -24,7 +25,8 @@ def start(
   image: tuple[int, int, int],
   num_classes: int,
 ) -> State:
-  """The state before the first step, from the weights that `config.init_from` names.
+  """The state before the first step, from the weights that `config.init_from` names, if any, and
+  zeros where `config.init_zero` matches.
 
   Args:
     state: freshly initialised; `config.init_skip` says what stays as it is there.
@@ -34,12 +36,14 @@ def start(
     num_classes: of the model.
 
   Raises:
-    UserError: no such weights, or they don't fit the model.
+    UserError: no such weights, or they don't fit the model; a pattern that matches nothing.
   """
   source, skip = config.init_from, tuple(config.init_skip)
   own = {'params': state.params, 'batch_stats': state.batch_stats}
   try:
-    if os.path.isdir(os.path.expanduser(source)):
+    if not source:
+      found = own
+    elif os.path.isdir(os.path.expanduser(source)):
       found = _from_run(os.path.expanduser(source), own, skip)
     else:
       options = {k: v for k, v in config.model.items() if k != 'name'}
@@ -53,9 +57,30 @@ def start(
     ) from error
   found = {part: found.get(part, {}) for part in own}
   loaded = jax.tree.map(lambda leaf, value: jnp.asarray(value, leaf.dtype), own, found)
+  loaded['params'] = _zero(loaded['params'], config.init_zero)
   opt_state = jax.jit(optimizer.init)(loaded['params'])
   ema = None if state.ema is None else start_average(loaded)
   return State(step=state.step, opt_state=opt_state, ema=ema, **loaded)
+
+
+def _zero(params: Any, patterns: Sequence[str]) -> Any:
+  used = set()
+
+  def start(path: Any, leaf: Any) -> Any:
+    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    found = [pattern for pattern in patterns if re.search(pattern, name)]
+    used.update(found)
+    return jnp.zeros_like(leaf) if found else leaf
+
+  try:
+    params = jax.tree_util.tree_map_with_path(start, params)
+  except re.error as error:
+    raise UserError(
+      f'config.init_zero={patterns!r} must be regular expressions: {error}'
+    ) from error
+  if unused := [pattern for pattern in patterns if pattern not in used]:
+    raise UserError(f'config.init_zero: no parameter matches {unused[0]!r}')
+  return params
 
 
 def _from_torch(source: str, model: str, **options: Any) -> Any:

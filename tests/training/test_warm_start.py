@@ -105,6 +105,28 @@ def test_from_an_earlier_run_and_frozen(tmp_path):
   assert sum(np.ndim(x) > 0 for x in jax.tree.leaves(trained.opt_state)) == 2 * 4
 
 
+def test_frozen_statistics_and_a_head_from_zero(tmp_path):
+  c = config.validate(small(init_zero=('^head/logits/',), freeze_statistics=True))
+  setup = experiment.create(c, str(tmp_path))
+  first = setup.init()
+  zeros = jax.tree.map(lambda x: not np.any(x), first.params['head'])
+  assert zeros['logits'] == {'kernel': True, 'bias': True}
+  assert not zeros['dense1']['kernel']
+  batches = setup.train_batches(0)
+  after, sums = setup.train_step(setup.devices.replicate(first), next(batches))
+  batches.close()
+  assert sums['loss'] / sums['count'] == pytest.approx(np.log(10))  # no class is preferred
+  jax.tree.map(np.testing.assert_array_equal, jax.device_get(after.batch_stats), first.batch_stats)
+
+  # Training sees what evaluation sees.
+  rng = np.random.default_rng(0)
+  batch = {'image': rng.random((5, 8, 8, 1), np.float32), 'label': np.zeros(5, np.int32)}
+  variables = {'params': first.params, 'batch_stats': first.batch_stats}
+  variables['params']['head']['logits']['kernel'] += rng.random((6, 10), np.float32)
+  _, outputs = setup.task.loss(variables, {**batch, 'id': np.arange(5)}, train=True)
+  np.testing.assert_allclose(outputs.logits, setup.task.predict(variables, batch), atol=1e-5)
+
+
 def test_mistakes(tmp_path, weights):
   path = weights[0]
   for options, message in (
@@ -113,6 +135,8 @@ def test_mistakes(tmp_path, weights):
     ({'init_from': 'tf_efficientnet_lite0'}, f"not of '{NAME}'"),
     ({'init_from': str(tmp_path)}, 'no checkpoints'),
     ({'init_from': path, 'init_skip': ('(',)}, r'config\.init_skip'),
+    ({'init_from': path, 'init_skip': HEAD, 'init_zero': ('(',)}, r'config\.init_zero=.*regular'),
+    ({'init_zero': ('^haed/',)}, r"config\.init_zero: no parameter matches '\^haed/'"),
     ({'freeze': ('^stag1/',)}, r"freeze: no parameter matches '\^stag1/'"),
   ):
     with pytest.raises(UserError, match=message):
@@ -153,6 +177,21 @@ def test_discriminative_learning_rates():
   # Decay goes with the learning rate: -0.5 * (2 + 1 * 1), times the factor.
   found = updates(rate_factors=factors, weight_decay=1.0)
   assert found == pytest.approx({'stem': -0.15, 'kernel': -3, 'bias': -3})
+
+
+def test_no_gradient_of_what_is_frozen():
+  def loss(variables, batch):
+    stem, head = variables['params']['stem'], variables['params']['head']
+    return jax.numpy.sin(stem['kernel']).sum() * head['kernel'].sum() * batch
+
+  spared = optimizers.spare_frozen(loss, ('^stem/',))
+  variables = {'params': PARAMS, 'batch_stats': {}}
+  found, whole = (jax.grad(f)(variables, 2.0)['params'] for f in (spared, loss))
+  assert not np.any(found['stem']['kernel'])
+  assert np.all(np.asarray(whole['stem']['kernel']) > 0)
+  np.testing.assert_array_equal(found['head']['kernel'], whole['head']['kernel'])
+  # Nothing of the frozen part goes back: its cosine isn't there.
+  assert 'cos' not in str(jax.make_jaxpr(jax.grad(spared))(variables, 2.0))
 
 
 def test_frozen_parameters_are_not_in_the_clipped_norm():
