@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -108,9 +109,12 @@ def page() -> Iterator[Page]:
     )
     os.close(there)
     os.close(back)
+    watchdog = threading.Timer(300, process.kill)  # a browser that hangs
+    watchdog.start()
     try:
       with open(requests, 'wb') as sent, open(answers, 'rb') as got:
         yield Page(sent, got)
     finally:
+      watchdog.cancel()
       process.kill()
       process.wait()

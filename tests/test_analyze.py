@@ -50,7 +50,4 @@ def test_the_report_of_a_run(tmp_path):
 
 
 def test_no_report(tmp_path):
-  missing = tmp_path / 'missing'
-  assert 'holds no run' in refused('analyze', f'--workdir={missing}')
-  line = refused('analyze', f'--workdir={tmp_path}', f'--out={missing}/report.html')
-  assert 'must be a file in a folder that exists' in line
+  assert 'holds no run' in refused('analyze', f'--workdir={tmp_path / "missing"}')

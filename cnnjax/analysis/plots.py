@@ -76,7 +76,14 @@ def _drawing(name: str, height: float) -> Iterator[_Drawing]:
   drawing.svg = f'{head} aria-hidden="true">{rest}'.replace(_INK, 'currentColor')
 
 
-def curves(rows: Sequence[Mapping[str, Any]], figure: str, label: str, *, log: bool = False) -> str:
+def curves(
+  rows: Sequence[Mapping[str, Any]],
+  figure: str,
+  label: str,
+  *,
+  log: bool = False,
+  zero: bool = False,
+) -> str:
   """A figure of metrics.jsonl over steps, training and test.
 
   Args:
@@ -84,6 +91,7 @@ def curves(rows: Sequence[Mapping[str, Any]], figure: str, label: str, *, log: b
     figure: its key, such as 'loss'; rows without it are passed over.
     label: of the axis, with the unit.
     log: a logarithmic axis, if all values are positive.
+    zero: an axis that begins at 0.
   """
   from matplotlib import ticker
 
@@ -105,6 +113,8 @@ def curves(rows: Sequence[Mapping[str, Any]], figure: str, label: str, *, log: b
       axes.yaxis.set_major_formatter('{x:g}')
       axes.yaxis.set_minor_locator(ticker.NullLocator())
     axes.set_xlim(left=0)
+    if zero:
+      axes.set_ylim(bottom=0)
     if axes.get_legend_handles_labels()[0]:
       axes.legend()
   return drawing.svg
@@ -257,4 +267,5 @@ def _rgb(image: np.ndarray) -> np.ndarray:
 def plain(text: str, length: int = 10_000) -> str:
   """At most so many characters, and of those that can't be shown, a sign in their place."""
   text = ''.join(c if c.isprintable() else '\ufffd' for c in text)
-  return text if len(text) <= length else text[: length - 1] + '…'
+  end = (length - 1) // 2  # names often differ at their ends alone
+  return text if len(text) <= length else f'{text[: length - 1 - end]}…{text[-end:]}'

@@ -51,7 +51,8 @@ table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tab
 th, td { padding: .3rem .6rem; text-align: right; white-space: nowrap;
   border-top: 1px solid var(--line) } th { font-weight: 600 }
 th:first-child, .words td { text-align: left }
-.words td { white-space: normal } tbody tr:nth-child(odd) { background: var(--band) }
+.words td { white-space: normal; overflow-wrap: anywhere }
+tbody tr:nth-child(odd) { background: var(--band) }
 summary { cursor: pointer; padding: .35rem 0 }
 :focus-visible { outline: 2px solid var(--link); outline-offset: 2px }
 """
@@ -163,7 +164,8 @@ def _curves(findings: Findings) -> str:
     ),
     _figure(plots.curves(rows, 'accuracy', 'accuracy'), 'Accuracy over training steps.'),
     _figure(
-      plots.curves(rows, 'learning_rate', 'learning rate'), 'Learning rate over training steps.'
+      plots.curves(rows, 'learning_rate', 'learning rate', zero=True),
+      'Learning rate over training steps.',
     ),
   )
   return f'<div class="row">{"".join(drawn)}</div>'
@@ -283,8 +285,8 @@ def _fields(findings: Findings) -> str:
     return f'<p>No layer gives a map whose outputs see different parts of the image.</p>{table}'
   picture = _figure(
     plots.receptive_fields(findings.image, maps),
-    'What the middle output of some of the layers can see, over the first test image; boxes that'
-    ' are larger than the image are cut off.',
+    'What the middle output of some of the layers can see, over the first test image. Boxes that'
+    ' are larger than the image are cut off; outputs that all see the same have none.',
   )
   return f'<div class="pair">{picture}{table}</div>'
 
