@@ -42,7 +42,7 @@ def test_the_report_of_a_run(tmp_path):
   c.steps, c.parallel.devices, c.optimizer.learning_rate = 8, 1, 0.02
   row = loop.train(config_lib.validate(c), str(tmp_path))
   status, out, err = run('analyze', f'--workdir={tmp_path}')
-  assert (status, err) == (0, '')
+  assert status == 0, err
   assert out == f'report  {tmp_path}/report.html\n'
   page = (tmp_path / 'report.html').read_text()
   assert f'<dd>{row["accuracy"]:.4f}</dd>' in page
