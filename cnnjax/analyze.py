@@ -1,14 +1,17 @@
-"""Command line over `cnnjax.analysis`: what convolutions share, leave out and see, counted.
+"""Command line over `cnnjax.analysis`: what convolutions share, leave out and see, counted, and the
+report of a run.
 
   python -m cnnjax.analyze --layer=conv --input=H,W,C --features=F --kernel=KH,KW
       [--strides=1,1] [--padding=SAME] [--dilation=1,1] [--groups=1] [--nobias] [--json]
   python -m cnnjax.analyze --model=NAME [--input=H,W,C] [--json]
+  python -m cnnjax.analyze --workdir=DIR [--out=DIR/report.html] [--json]
 
-Exit status: 0 done; 2 a mistake, told in one line.
+Exit status: 0 done; 2 a mistake, told in one line; 4 a file can't be written.
 """
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +22,10 @@ from cnnjax.errors import UserError, unknown
 
 _LAYER = flags.DEFINE_enum('layer', None, ['conv'], 'One layer by itself.')
 _MODEL = flags.DEFINE_string('model', None, 'A model of the zoo, layer by layer.')
+_WORKDIR = flags.DEFINE_string('workdir', None, 'A trained run, to be evaluated and reported on.')
+_OUT = flags.DEFINE_string(
+  'out', None, "Where the run's report goes; its report.html if not given."
+)
 _INPUT = flags.DEFINE_list('input', None, 'H,W,C of the image; a model has its own.')
 _FEATURES = flags.DEFINE_integer('features', None, 'Output channels.', lower_bound=1)
 _KERNEL = flags.DEFINE_list('kernel', None, 'KH,KW.')
@@ -118,6 +125,22 @@ def _model(name: str) -> None:
   _print_row('total', _total(entries), *[''] * 5)
 
 
+def _run(directory: str) -> None:
+  from cnnjax.analysis import findings, report
+
+  if _JSON.value:
+    print(json.dumps(findings.summary(directory), indent=2))
+    return
+  path = _OUT.value
+  if path and (os.path.isdir(path) or not os.path.isdir(os.path.dirname(path) or '.')):
+    raise UserError(f'--out={path!r} must be a file in a folder that exists')
+  page = report.render(findings.collect(directory))
+  path = path or os.path.join(directory, 'report.html')
+  with open(path, 'w', encoding='utf-8', errors='replace') as file:
+    file.write(page)
+  print(f'report  {path}')
+
+
 def _print_row(name: str, entry: Any, *figures: str) -> None:
   numbers = (
     entry.parameters,
@@ -143,13 +166,15 @@ def _shape(sizes: Sequence[float]) -> str:
 
 
 def main() -> None:
-  """Prints the ledger of a layer or a model."""
-  if (_LAYER.value is None) == (_MODEL.value is None):
-    raise UserError('--layer=conv or --model=NAME must be given, one of them')
-  if _MODEL.value is None:
-    _layer()
-  else:
+  """Prints the ledger of a layer or a model, or writes the report of a run."""
+  if sum(flag.value is not None for flag in (_LAYER, _MODEL, _WORKDIR)) != 1:
+    raise UserError('--layer=conv, --model=NAME or --workdir=DIR must be given, one of them')
+  if _WORKDIR.value is not None:
+    _run(_WORKDIR.value)
+  elif _MODEL.value is not None:
     _model(_MODEL.value)
+  else:
+    _layer()
 
 
 if __name__ == '__main__':

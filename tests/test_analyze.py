@@ -2,7 +2,11 @@
 
 import json
 
-from tests.commands import run
+from ml_collections import ConfigDict
+
+from cnnjax import config as config_lib
+from cnnjax.training import loop
+from tests.commands import refused, run
 
 
 def test_the_classic_example():
@@ -30,3 +34,20 @@ def test_a_model_and_a_mistake():
   assert (status, out) == (2, '')
   assert len(err.splitlines()) == 1
   assert "did you mean 'lenet5'" in err
+
+
+def test_the_report_of_a_run(tmp_path):
+  c = config_lib.default()
+  c.model = ConfigDict({'name': 'cnn', 'features': (4,), 'dense': ()})
+  c.steps, c.parallel.devices, c.optimizer.learning_rate = 8, 1, 0.02
+  row = loop.train(config_lib.validate(c), str(tmp_path))
+  status, out, err = run('analyze', f'--workdir={tmp_path}')
+  assert status == 0, err
+  assert out == f'report  {tmp_path}/report.html\n'
+  page = (tmp_path / 'report.html').read_text()
+  assert f'<dd>{row["accuracy"]:.4f}</dd>' in page
+  assert f'test accuracy {row["accuracy"]:.4f}, test loss {row["loss"]:.4f}' in page
+
+
+def test_no_report(tmp_path):
+  assert 'holds no run' in refused('analyze', f'--workdir={tmp_path / "missing"}')

@@ -6,6 +6,7 @@ from cnnjax.analysis import equivariance, ledger, toeplitz
 from cnnjax.analysis import curvature, gradients, landscape, ledger, toeplitz
 from cnnjax.analysis import filters, ledger, similarity, synthesis, toeplitz
 from cnnjax.analysis import effective_field, field_plots, ledger, toeplitz
+from cnnjax.analysis import attribution, evaluation, ledger, toeplitz
 from cnnjax.analysis.macs import Count, Layer, count, count_fn, register
 from cnnjax.analysis.receptive_field import Field, fields, fields_fn
 
@@ -20,6 +21,7 @@ __all__ = [
   'curvature',
   'effective_field',
   'field_plots',
+  'evaluation',
   'fields',
   'fields_fn',
   'gradients',

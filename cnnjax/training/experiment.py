@@ -100,7 +100,7 @@ def create(config: Config, directory: str) -> Experiment:
   """
   devices = parallel.create(config.parallel.strategy, devices=config.parallel.devices)
   augment_image = augment.parse(config.augment) if config.augment else None
-  train, test = (_source(config, split) for split in ('train', 'test'))
+  train, test = (source(config, split) for split in ('train', 'test'))
   mix_batch = mix.parse(config.mix, num_classes=len(train.class_names))
   plan = make_plan(config, len(train), len(test), len(devices.devices))
   schedule = schedules.create(
@@ -241,7 +241,8 @@ def _under(choice: str, step: Callable[..., Any]) -> Callable[..., Any]:
   return chosen
 
 
-def _source(config: Config, split: str) -> sources.Source:
+def source(config: Config, split: str) -> sources.Source:
+  """The split of the data that the config names, 'train' or 'test'."""
   return sources.load(
     config.data.name,
     split,
