@@ -220,9 +220,9 @@ def in_data():
   make = experiment.preprocess.make_preprocess
   def poisoned(*args):
     normalise = make(*args)
-    def apply(key, images, ids, train):
+    def apply(key, images, ids, train, **visits):
       bad = jnp.where(train & (ids == EXAMPLE), jnp.nan, 1.0)
-      return normalise(key, images, ids, train) * bad[:, None, None, None]
+      return normalise(key, images, ids, train, **visits) * bad[:, None, None, None]
     return apply
   experiment.preprocess.make_preprocess = poisoned
 
@@ -318,8 +318,9 @@ def test_a_torn_compilation_cache(undisturbed, cache, tmp_path):  # noqa: F811
 
 
 def resident_memory(pid):
-  status = pathlib.Path(f'/proc/{pid}/status').read_text()
-  return int(status.partition('VmRSS:')[2].split()[0]) / 1024
+  """In MiB; None once the process has ended, before its parent has asked for its status."""
+  memory = pathlib.Path(f'/proc/{pid}/status').read_text().partition('VmRSS:')[2].split()
+  return int(memory[0]) / 1024 if memory else None
 
 
 def test_memory_is_flat_over_2000_steps(cache, tmp_path, capsys):  # noqa: F811
@@ -329,8 +330,8 @@ def test_memory_is_flat_over_2000_steps(cache, tmp_path, capsys):  # noqa: F811
   process = begin(folder, *overrides, config='--config=tests/slow_digits.py:2000')
   while process.poll() is None:
     step = newest_row(folder)['step']
-    if step >= 500 and process.poll() is None:
-      megabytes.setdefault(step, resident_memory(process.pid))
+    if step >= 500 and (memory := resident_memory(process.pid)):
+      megabytes.setdefault(step, memory)
     time.sleep(0.05)
   end(process, 0)
   second, last = (

@@ -1,12 +1,22 @@
-"""What a network is: its size and cost, what its convolutions share, what its layers see, the
-matrices they are, and where their answers come from."""
+"""What a network is and does: its size and cost, what its convolutions share and its layers see,
+the matrices they are, what moves with the image, where answers come from, how its cost is curved.
+"""
 
-from cnnjax.analysis import attribution, ledger, toeplitz
-from cnnjax.analysis import equivariance, ledger, toeplitz
-from cnnjax.analysis import curvature, gradients, landscape, ledger, toeplitz
-from cnnjax.analysis import filters, ledger, similarity, synthesis, toeplitz
-from cnnjax.analysis import effective_field, field_plots, ledger, toeplitz
-from cnnjax.analysis import attribution, evaluation, ledger, toeplitz
+from cnnjax.analysis import (
+  attribution,
+  curvature,
+  effective_field,
+  equivariance,
+  evaluation,
+  field_plots,
+  filters,
+  gradients,
+  landscape,
+  ledger,
+  similarity,
+  synthesis,
+  toeplitz,
+)
 from cnnjax.analysis.macs import Count, Layer, count, count_fn, register
 from cnnjax.analysis.receptive_field import Field, fields, fields_fn
 
@@ -17,16 +27,16 @@ __all__ = [
   'attribution',
   'count',
   'count_fn',
-  'equivariance',
   'curvature',
   'effective_field',
-  'field_plots',
+  'equivariance',
   'evaluation',
+  'field_plots',
   'fields',
   'fields_fn',
+  'filters',
   'gradients',
   'landscape',
-  'filters',
   'ledger',
   'register',
   'similarity',

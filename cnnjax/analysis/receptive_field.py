@@ -65,7 +65,8 @@ def fields(model: nn.Module, input_shape: tuple[int, int, int]) -> tuple[Field, 
     called several times, the last.
   """
   images = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
-  variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), images)
+  with ops.using('xla'):
+    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), images)
   fn = lambda images, variables: model.apply(variables, images)
   return _fields(fn, (images, variables), {}, (1, 2), model.name or type(model).__name__)
 
