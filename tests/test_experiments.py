@@ -2,6 +2,8 @@
 
 import importlib.util
 import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -56,3 +58,20 @@ def test_config_runs_one_step(name, tmp_path):
   assert (train['step'], train['split'], test) == (1, 'train', row)
   assert np.isfinite([train['loss'], train['gradient_norm'], test['loss']]).all()
   assert train['gradient_norm'] > 0
+
+
+def test_every_claim_is_measured_and_told():
+  folder = ROOT / 'claims'
+  names = sorted(path.stem for path in folder.glob('*.py') if path.stem != 'claim')
+  told = ''.join(
+    (ROOT.parent / 'docs' / f'{page}.md').read_text() for page in ('claims', 'analysis')
+  )
+  makefile = (ROOT.parent / 'Makefile').read_text()
+  (measured,) = [line.split()[2:] for line in makefile.splitlines() if line.startswith('CLAIMS :=')]
+  assert sorted([*measured, 'attribution']) == names
+  for name in names:
+    command = f'python -m experiments.claims.{name}'
+    assert command in told
+    assert command in (folder / f'{name}.py').read_text()
+  modules = ', '.join(f'experiments.claims.{name}' for name in names)
+  subprocess.run([sys.executable, '-c', f'import {modules}'], cwd=ROOT.parent, check=True)

@@ -1,6 +1,6 @@
 """What a pretrained network looks at in two photographs: docs/claims/attribution.jpg.
 
-  python -m experiments.claims.attribution --workdir=DIR
+Command: python -m experiments.claims.attribution --workdir=DIR
 
 scikit-image's cat and coffee as EfficientNet-Lite0 crops them, side by side: how much of each map's
 mass lies in the box around the cat's face, and (in brackets) its rank correlation with Grad-CAM.
