@@ -189,13 +189,12 @@ def test_a_folder_of_anything(tmp_path_factory, contents):
 
 def test_a_folder_deeper_than_the_stack_is_refused(tmp_path):
   make_folder(tmp_path / 'root', {})
-  before = os.getcwd()
-  os.chdir(tmp_path / 'root' / 'a')
+  deep = [str(tmp_path / 'root' / 'a') + '/d' * depth for depth in range(1, 1501)]
+  for path in deep:
+    os.mkdir(path)
   try:
-    for _ in range(1500):
-      os.mkdir('d')
-      os.chdir('d')
-  finally:
-    os.chdir(before)
-  with pytest.raises(UserError, match='deep'):
-    folder.load(str(tmp_path / 'root'), 'train')
+    with pytest.raises(UserError, match='deep'):
+      folder.load(str(tmp_path / 'root'), 'train')
+  finally:  # pytest, which keeps three sessions' folders, can't remove so deep a one
+    for path in reversed(deep):
+      os.rmdir(path)
