@@ -94,6 +94,7 @@ def test_learning_rate_may_be_traced():
       "schedule.options.peak=0.3 is not an option of 'cosine', which takes: end_factor",
     ),
     ({'end_factor': -0.1}, 'end_factor=-0.1'),
+    ({'end_factor': 3.40282357e38}, 'a number, not negative and below 2**53'),  # not in float32
     ({'name': 'one_cycle', 'peak': 1.0}, 'peak=1.0 must be a number between 0 and 1'),
     ({'name': 'one_cycle', 'shape': 'cos'}, "schedule.options.shape='cos' is unknown"),
     ({'name': 'step', 'boundaries': (0.7, 0.5)}, 'must increase'),
