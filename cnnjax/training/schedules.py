@@ -178,7 +178,8 @@ def _check(field: str, value: Any, holds: Callable[[float], bool], allowed: str)
   if isinstance(value, jax.Array):
     return
   number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-  if not (number and abs(value) < 2**53 and holds(float(value))):
-    # A rate of so much, so many times as much, is a float32 still.
-    large = ' and below 2**53' if number and abs(value) >= 2**53 else ''
+  real: Any = value if number else math.nan
+  if not (abs(real) < 2**53 and holds(float(real))):
+    # So many times a rate of so much is a float32 still.
+    large = ' and below 2**53' if abs(real) >= 2**53 else ''
     raise errors.UserError(f'{field}={value!r} must be {allowed}{large}')
