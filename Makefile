@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 
 CLAIMS := sharing edges sparsity optimizers overfitting shifts depth cat_detector
 
-.PHONY: demo claims test test-faults test-long test-properties sanitize lint format bench clean
+.PHONY: demo claims environment test test-faults test-long test-properties sanitize lint format bench clean
 
 demo: $(VENV)/.installed $(VENV)/.onednn
 	$(BIN)/python -m cnnjax.main --config=experiments/digits/lenet5.py --workdir=$(WORKDIR)
@@ -16,7 +16,10 @@ claims: $(VENV)/.installed-test $(VENV)/.onednn
 	set -e; for claim in $(CLAIMS); do \
 	  $(BIN)/python -m experiments.claims.$$claim --workdir=$(or $(DIR),runs/claims); done
 
-test: $(VENV)/.installed-test $(VENV)/.onednn
+# What the tests need, without them.
+environment: $(VENV)/.installed-test $(VENV)/.onednn
+
+test: environment
 	$(BIN)/python -m pytest -n 2 --dist=worksteal
 
 # What takes minutes a test: kills, signals, lost workers and leaks, for the most part of an hour
