@@ -17,6 +17,7 @@ import numpy as np
 
 from cnnjax.analysis.evaluation import Calibration
 from cnnjax.analysis.receptive_field import Field
+from cnnjax.document import plain
 
 _INK = '#010203'  # stands for the page's colour of text
 _BLUE, _ORANGE = '#2f80c8', '#d9681d'  # at least 3 : 1 against white and against near-black
@@ -262,10 +263,3 @@ def _rgb(image: np.ndarray) -> np.ndarray:
   """The first three channels, or the first one thrice."""
   image = image[..., :3] if image.shape[-1] >= 3 else image[..., :1]
   return np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:2], 3)))
-
-
-def plain(text: str, length: int = 10_000) -> str:
-  """At most so many characters, and of those that can't be shown, a sign in their place."""
-  text = ''.join(c if c.isprintable() else '\ufffd' for c in text)
-  end = (length - 1) // 2  # names often differ at their ends alone
-  return text if len(text) <= length else f'{text[: length - 1 - end]}…{text[-end:]}'

@@ -4,7 +4,6 @@ Whatever comes from the run (names of classes, paths, config) is escaped where i
 and the page's own policy forbids its browser to load or run anything.
 """
 
-import html
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -13,50 +12,10 @@ from typing import Any
 import numpy as np
 
 from cnnjax import config as config_lib
+from cnnjax import document
 from cnnjax.analysis import evaluation, plots
 from cnnjax.analysis.findings import Findings
-
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1b1f24; --soft: #57606a; --line: #d0d7de;
-  --page: #ffffff; --band: #f3f5f8; --link: #0b5cad }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e8eb; --soft: #a3abb5; --line: #3a424c;
-  --page: #14171c; --band: #1e232a; --link: #79b8ff } }
-* { box-sizing: border-box }
-body { margin: 0 auto; max-width: 68rem; padding: 1rem; background: var(--page);
-  color: var(--ink); font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere }
-h1 { font-size: 1.5rem; line-height: 1.2; margin: .5rem 0 } h2 { font-size: 1.2rem;
-  margin: 2rem 0 .5rem; padding-top: .75rem; border-top: 1px solid var(--line) }
-p { max-width: 42rem; margin: .5rem 0 } a { color: var(--link) }
-nav a { display: inline-block; padding: .35rem .75rem .35rem 0 }
-.soft, figcaption { color: var(--soft); font-size: .875rem }
-.big { display: flex; flex-wrap: wrap; gap: .25rem 2rem; margin: .75rem 0; padding: 0 }
-.big div { display: flex; flex-direction: column-reverse }
-.big dt { color: var(--soft); font-size: .875rem } .big dd { margin: 0; font-size: 1.4rem;
-  font-variant-numeric: tabular-nums }
-.row { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(19rem, 100%), 1fr));
-  gap: 1rem; align-items: start }
-.pair { display: grid; grid-template-columns: minmax(0, 1fr); gap: 1rem; align-items: start }
-@media (min-width: 50rem) { .pair { grid-template-columns: 24rem minmax(0, 1fr) } }
-.mistakes { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr));
-  gap: 1rem }
-figure { margin: 0; min-width: 0 } figure svg { display: block; width: 100%; max-width: 27rem;
-  height: auto } svg text { font-family: system-ui, sans-serif !important }
-svg * { stroke-linejoin: round; stroke-linecap: butt } svg image, img { image-rendering: pixelated }
-.mistakes figure div { display: flex; gap: .25rem }
-.mistakes img { width: calc(50% - .125rem); height: auto }
-.scroll { overflow: auto; max-height: 32rem; border: 1px solid var(--line); max-width: 100%;
-  width: fit-content; margin: .75rem 0 }
-table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums;
-  overflow-wrap: normal } caption { text-align: left; padding: .4rem .6rem; color: var(--soft) }
-th, td { padding: .3rem .6rem; text-align: right; white-space: nowrap;
-  border-top: 1px solid var(--line) } th { font-weight: 600 }
-th:first-child, .words td { text-align: left }
-.words td { white-space: normal; overflow-wrap: anywhere }
-tbody tr:nth-child(odd) { background: var(--band) }
-summary { cursor: pointer; padding: .35rem 0 }
-:focus-visible { outline: 2px solid var(--link); outline-offset: 2px }
-"""
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+from cnnjax.document import escape
 
 
 def render(findings: Findings) -> str:
@@ -73,32 +32,7 @@ def render(findings: Findings) -> str:
     'Receptive fields': _fields(findings),
     'Ledger': _ledger(findings),
   }
-  name = lambda heading: heading.lower().replace(' ', '-')
-  links = ' '.join(f'<a href="#{name(heading)}">{heading}</a>' for heading in sections)
-  body = '\n'.join(
-    f'<section aria-labelledby="{name(heading)}"><h2 id="{name(heading)}">{heading}</h2>\n'
-    f'{content}</section>'
-    for heading, content in sections.items()
-  )
-  return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{_escape(title)}: report</title>
-<style>{_STYLE}</style>
-</head>
-<body>
-<header><h1>{_escape(title)}</h1>
-<nav aria-label="Sections">{links}</nav></header>
-<main>
-{body}
-</main>
-</body>
-</html>
-"""
+  return document.page(title, sections, kind='report')
 
 
 def _run(findings: Findings) -> str:
@@ -114,7 +48,7 @@ def _run(findings: Findings) -> str:
     'MACs': f'{count.macs:,}',
   }
   big = ''.join(
-    f'<div><dt>{key}</dt><dd>{_escape(value)}</dd></div>' for key, value in figures.items()
+    f'<div><dt>{key}</dt><dd>{escape(value)}</dd></div>' for key, value in figures.items()
   )
   facts = {
     'model': run.config.model.name,
@@ -141,10 +75,11 @@ def _run(findings: Findings) -> str:
     'Environment of the last start': config_lib.leaves(findings.environment),
   }
   details = ''.join(
-    f'<details><summary>{name}</summary>{_table(name, (), _shown(leaves), words=True)}</details>\n'
+    f'<details><summary>{name}</summary>'
+    f'{document.table(name, (), _shown(leaves), words=True)}</details>\n'
     for name, leaves in tables.items()
   )
-  about = _table('What was run', (), facts.items(), words=True)
+  about = document.table('What was run', (), facts.items(), words=True)
   return f'<dl class="big">{big}</dl>\n{about}{details}'
 
 
@@ -157,13 +92,13 @@ def _curves(findings: Findings) -> str:
   if not rows:
     return '<p>metrics.jsonl holds no rows.</p>'
   drawn = (
-    _figure(
+    document.figure(
       plots.curves(rows, 'loss', 'loss, nats', log=True),
       'Loss over training steps. Of training, means since the row before, of augmented images and'
       ' with what regularises; of the test set, plain cross-entropy.',
     ),
-    _figure(plots.curves(rows, 'accuracy', 'accuracy'), 'Accuracy over training steps.'),
-    _figure(
+    document.figure(plots.curves(rows, 'accuracy', 'accuracy'), 'Accuracy over training steps.'),
+    document.figure(
       plots.curves(rows, 'learning_rate', 'learning rate', zero=True),
       'Learning rate over training steps.',
     ),
@@ -189,18 +124,19 @@ def _classes(findings: Findings) -> str:
         taken,
       )
     )
-  picture = _figure(
+  picture = document.figure(
     plots.confusion(matrix, names),
     'Confusion matrix of the test set: examples of each true class (row) by predicted class'
     ' (column). The colour is the share of the row.',
   )
   head = ('class', 'examples', 'precision', 'recall', 'most often taken for')
-  return f'<div class="pair">{picture}{_table("Each class of the test set", head, rows)}</div>'
+  table = document.table('Each class of the test set', head, rows)
+  return f'<div class="pair">{picture}{table}</div>'
 
 
 def _calibration(findings: Findings) -> str:
   found = evaluation.calibration(findings.found)
-  picture = _figure(
+  picture = document.figure(
     plots.reliability(found),
     f'Reliability diagram: accuracy of the test examples by the confidence of the prediction, in'
     f' {len(found.count)} bins, and how many there are in each. Below the diagonal the network is'
@@ -239,8 +175,8 @@ def _mistakes(findings: Findings) -> str:
     if mistake.heat is not None:
       pictures += _image(plots.overlay(mistake.image, mistake.heat), f'Grad-CAM of {alt}')
     caption = (
-      f'{_escape(mistake.name)}: <strong>{_escape(mistake.label)}</strong> taken for'
-      f' <strong>{_escape(mistake.predicted)}</strong>, confidence {_number(mistake.confidence)},'
+      f'{escape(mistake.name)}: <strong>{escape(mistake.label)}</strong> taken for'
+      f' <strong>{escape(mistake.predicted)}</strong>, confidence {_number(mistake.confidence)},'
       f' loss {_number(mistake.loss)}'
     )
     shown.append(f'<figure><div>{pictures}</div><figcaption>{caption}</figcaption></figure>')
@@ -261,7 +197,7 @@ def _filters(findings: Findings) -> str:
   elif channels > 1:
     caption += ', the mean over which is shown'
   caption += '. One scale for all.'
-  return f'<div class="row">{_figure(plots.filters(kernel), caption)}</div>'
+  return f'<div class="row">{document.figure(plots.filters(kernel), caption)}</div>'
 
 
 def _fields(findings: Findings) -> str:
@@ -280,10 +216,10 @@ def _fields(findings: Findings) -> str:
     for field in findings.fields
   ]
   head = ('module', 'output', 'sees, pixels', 'every, pixels', 'first centre')
-  table = _table('Receptive fields: the pixels that an output can depend on', head, rows)
+  table = document.table('Receptive fields: the pixels that an output can depend on', head, rows)
   if not maps:
     return f'<p>No layer gives a map whose outputs see different parts of the image.</p>{table}'
-  picture = _figure(
+  picture = document.figure(
     plots.receptive_fields(findings.image, maps),
     'What the middle output of some of the layers can see, over the first test image. Boxes that'
     ' are larger than the image are cut off; outputs that all see the same have none.',
@@ -313,41 +249,13 @@ def _ledger(findings: Findings) -> str:
     ' position (untied) or every output connected to every input; what sharing and sparse'
     ' connections save.</p>'
   )
-  return text + _table('Convolutions and dense layers', head, rows)
-
-
-def _table(
-  caption: str, head: Sequence[str], rows: Iterable[Sequence[Any]], *, words: bool = False
-) -> str:
-  top = ''.join(f'<th scope="col">{_escape(cell)}</th>' for cell in head)
-  lines = ''.join(
-    f'<tr><th scope="row">{_escape(first)}</th>'
-    f'{"".join(f"<td>{_escape(cell)}</td>" for cell in rest)}</tr>\n'
-    for first, *rest in rows
-  )
-  return (
-    f'<div class="scroll" role="region" tabindex="0" aria-label="{_escape(caption)}">'
-    f'<table{" class=words" * words}><caption>{_escape(caption)}</caption>'
-    f'{f"<thead><tr>{top}</tr></thead>" if head else ""}<tbody>\n{lines}</tbody></table></div>\n'
-  )
-
-
-def _figure(svg: str, caption: str) -> str:
-  text = _escape(caption)
-  return (
-    f'<figure><div role="img" aria-label="{text}">{svg}</div>'
-    f'<figcaption>{text}</figcaption></figure>\n'
-  )
+  return text + document.table('Convolutions and dense layers', head, rows)
 
 
 def _image(image: np.ndarray, alt: str) -> str:
   height, width = image.shape[:2]
   uri = plots.data_uri(image)
-  return f'<img src="{uri}" width="{width}" height="{height}" alt="{_escape(alt)}">'
-
-
-def _escape(value: Any) -> str:
-  return html.escape(plots.plain(str(value)))
+  return f'<img src="{uri}" width="{width}" height="{height}" alt="{escape(alt)}">'
 
 
 def _number(value: Any) -> str:
