@@ -357,8 +357,9 @@ def _best(objective: Objective) -> Any:
 
 
 def _seconds(trial: 'Trial') -> float | None:
-  known = trial.started is not None and trial.finished is not None
-  return trial.finished - trial.started if known else None
+  if trial.started is None or trial.finished is None:
+    return None
+  return trial.finished - trial.started
 
 
 def _split(key: str) -> tuple[str, str]:
