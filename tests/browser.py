@@ -56,7 +56,7 @@ class Page:
 
   def _until(self, wanted: Any) -> Any:
     while True:
-      text = b''
+      text = bytearray()  # screenshots are megabytes
       while not text.endswith(b'\0'):
         text += self._answers.read(1) or b'{"method": "", "end": true}\0'
       message = json.loads(text[:-1])

@@ -20,7 +20,7 @@ pre {{ white-space: pre-wrap; overflow-wrap: anywhere; user-select: all; margin:
   padding: .75rem; background: var(--band); border: 1px solid var(--line); font-size: .875rem }}
 h3 {{ font-size: 1rem; margin: 1.25rem 0 .5rem }}
 .half {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(min(26rem, 100%), 1fr));
-  gap: 1rem; align-items: start }} .half svg {{ max-width: 32rem }}
+  gap: 1rem; align-items: start }}
 .scroll figure {{ padding: .5rem }}
 {plots.STYLE}"""
 
@@ -141,7 +141,8 @@ def _progress(sweep: _Sweep, i: int) -> str:
   for n, (trial, value) in enumerate(zip(ended, values, strict=True), 1):
     left, up = x.place(n) or 0.0, y.place(value)
     told = {} if value is None else {objective.name: value}
-    points.append(plots.Point(_kind(sweep, trial), left, up, _about(trial, told)))
+    at = _worst(objective) if up is None else up
+    points.append(plots.Point(_kind(sweep, trial), left, at, _about(trial, told)))
     line += [(left, best) for _, best in line[-1:]]
     if trial.state == 'complete' and up is not None:
       best = _best(objective)([up, *(best for _, best in line[-1:])])
@@ -149,7 +150,9 @@ def _progress(sweep: _Sweep, i: int) -> str:
   caption = f'{objective.name} of each trial; the line is the best so far.'
   if i == 0:
     caption += ' Pruned trials stand at their last report.'
-  caption += ' What has no finite value stands at the lower edge.'
+  if any(y.place(value) is None for value in values):
+    edge = 'lower' if _worst(objective) == 0 else 'upper'
+    caption += f' What has no finite value stands at the {edge} edge.'
   return document.figure(plots.scatter(x, y, points, line=line, legend=True), caption)
 
 
@@ -235,7 +238,8 @@ def _slice(sweep: _Sweep, i: int, key: str) -> str:
     if left is not None:
       value = _objectives(trial)[i]
       told = _about(trial, {key: trial.values[key], name: value})
-      points.append(plots.Point(_kind(sweep, trial), left, sweep.results[i].place(value), told))
+      up = sweep.results[i].place(value) or 0.0
+      points.append(plots.Point(_kind(sweep, trial), left, up, told))
   caption = f'{name} by {key}.'
   if len(points) < len(shown):
     caption += f' Not used by {len(shown) - len(points)} of {len(shown)} trials.'
@@ -284,10 +288,9 @@ def _staircase(
   """The edge of what some trial of the front is at least as good as in both objectives."""
   if not front:
     return []
-  worst = [0.0 if objective.direction == 'maximize' else 1.0 for objective in (across, upward)]
   front = sorted(front, reverse=across.direction == 'minimize')  # to the better, and upward worse
-  edge = [(worst[0], front[0][1])]
-  for (x, y), (_, following) in zip(front, [*front[1:], (0.0, worst[1])], strict=True):
+  edge = [(_worst(across), front[0][1])]
+  for (x, y), (_, following) in zip(front, [*front[1:], (0.0, _worst(upward))], strict=True):
     edge += [(x, y), (x, following)]
   return edge
 
@@ -354,6 +357,11 @@ def _finite(trial: 'Trial') -> bool:
 
 def _best(objective: Objective) -> Any:
   return max if objective.direction == 'maximize' else min
+
+
+def _worst(objective: Objective) -> float:
+  """The end of its axis that is worse than all values."""
+  return 0.0 if objective.direction == 'maximize' else 1.0
 
 
 def _seconds(trial: 'Trial') -> float | None:

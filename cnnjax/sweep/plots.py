@@ -29,7 +29,8 @@ STYLE = f"""
 .plot text {{ font-size: 11px; fill: currentColor }}
 .plot path {{ fill: none; stroke: currentColor }}
 .plot .grid {{ stroke-opacity: .15 }}
-.plot .complete, .plot .bar {{ fill: rgb{_BLUE}; fill-opacity: .75; stroke: none }}
+.plot .complete, .plot .bar {{ fill: rgb{_BLUE}; stroke: none }}
+.plot .complete {{ fill-opacity: .9 }}
 .plot .best {{ fill: rgb{_ORANGE} }}
 .plot .line {{ fill: none; stroke-width: 1.2; stroke-opacity: .6 }}
 .plot .line.complete {{ stroke: rgb{_BLUE} }}
@@ -55,11 +56,11 @@ class Axis(NamedTuple):
 
 
 class Point(NamedTuple):
-  """A mark of a kind of _MARKS at a place; a `y` of None is below all values."""
+  """A mark of a kind of _MARKS at a place of each axis."""
 
   kind: str
   x: float
-  y: float | None
+  y: float
   title: str
 
 
@@ -186,7 +187,7 @@ def scatter(
   """
   points = sorted(points, key=lambda point: point.kind == 'best')
   marks = f'<path class="line best" d="{_path(line)}"/>' if line else ''
-  marks += ''.join(_mark(p.kind, _x(p.x), _y(p.y or 0), p.title) for p in points)
+  marks += ''.join(_mark(p.kind, _x(p.x), _y(p.y), p.title) for p in points)
   return _plot(x, y, marks, {point.kind for point in points} if legend else set())
 
 

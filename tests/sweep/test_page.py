@@ -118,6 +118,7 @@ def test_less_is_better():
   html = render(FIVE, [FIVE[0]], objectives=(space.minimize('test/loss'),))
   svg = named(figures(html), 'test/loss of each trial')
   assert lines(svg, 'best') == ['M57.6 182.7L121.3 182.7L185.0 182.7L248.7 182.7L312.4 182.7']
+  assert ('diverged', 248.7, 30.0) in marks(svg)  # above all values
   assert rows(html) == ['0000', '0002', '0003', '0001', '0004']
   assert 'lower is better' in html
 
