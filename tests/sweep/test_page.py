@@ -223,7 +223,9 @@ def test_three_objectives_in_three_pairs():
   objectives = (ACCURACY, MACS, space.minimize('seconds'))
   points = ((0.5, 1e4, 3.0), (0.7, 1e7, 2.0), (0.6, 1e8, math.inf))
   trials = [Trial(i, 'complete', {RATE: 1e-2}, point) for i, point in enumerate(points)]
-  found = figures(render(trials, trials[:2], objectives=objectives))
+  html = render(trials, trials, objectives=objectives)
+  assert '<dt>on the Pareto front</dt><dd>2</dd>' in html  # the third has no place there
+  found = figures(html)
   pairs = [svg for caption, svg in found.items() if 'orange: the Pareto front' in caption]
   assert [len(marks(svg)) for svg in pairs] == [2, 2, 2]
   assert not any(lines(svg, 'best') for svg in pairs)
