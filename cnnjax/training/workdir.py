@@ -20,7 +20,7 @@ from cnnjax.config import Config, leaves
 
 _LOGGER = logging.getLogger(__name__)
 
-_MAY_CHANGE = (
+MAY_CHANGE = (
   'max_seconds',
   'data.timeout',
   'profile',
@@ -84,7 +84,7 @@ def check(workdir: str, config: Config) -> Any:
   if old is None:
     return None
   before, after = dict(leaves(old)), dict(leaves(json.loads(config.to_json())))
-  keys = sorted({*before, *after}.difference(_MAY_CHANGE))
+  keys = sorted({*before, *after}.difference(MAY_CHANGE))
   changed = [k for k in keys if before.get(k) != after.get(k)]
   if changed:
     key = changed[0]
