@@ -80,6 +80,7 @@ class Match(NamedTuple):
     alone: 'NAME: SEEDS' of a side's seeds that the other one lacks.
     found: by `statistics.compare`.
     adjusted_p: its p after Holm's correction for all comparisons of the report.
+    adjusted_permutation_p: likewise.
   """
 
   one: Side
@@ -88,6 +89,7 @@ class Match(NamedTuple):
   alone: list[str]
   found: Comparison
   adjusted_p: float
+  adjusted_permutation_p: float
 
 
 def make_metric(name: str, better: str | None = None) -> Metric:
@@ -128,10 +130,16 @@ def match(one: Side, others: Sequence[Side]) -> list[Match]:
     rest = ((one.name, a.keys() - b.keys()), (other.name, b.keys() - a.keys()))
     alone = [f'{name}: {_list(sorted(left))}' for name, left in rest if left]
     found = statistics.compare([a[seed] for seed in seeds], [b[seed] for seed in seeds])
-    matches.append(Match(one, other, seeds, alone, found, 1.0))
+    matches.append(Match(one, other, seeds, alone, found, 1.0, 1.0))
   # A comparison that is too small for a test counts among the corrected ones all the same.
-  ps = statistics.holm([1.0 if m.found.p is None else m.found.p for m in matches])
-  return [m._replace(adjusted_p=p) for m, p in zip(matches, ps, strict=True)]
+  found = [(m.found.p, m.found.permutation_p) for m in matches]
+  adjusted = [
+    statistics.holm([1.0 if p is None else p for p in ps]) for ps in zip(*found, strict=True)
+  ]
+  return [
+    m._replace(adjusted_p=p, adjusted_permutation_p=permutation_p)
+    for m, p, permutation_p in zip(matches, *adjusted, strict=True)
+  ]
 
 
 def verdict(m: Match, metric: Metric, form: Form, *, comparisons: int = 1) -> str:
@@ -143,9 +151,9 @@ def verdict(m: Match, metric: Metric, form: Form, *, comparisons: int = 1) -> st
     form: writes a figure.
     comparisons: how many the report has.
   """
-  d, p, n, permutation_p = m.found.difference, m.found.p, len(m.seeds), m.found.permutation_p
+  d, p, n = m.found.difference, m.found.p, len(m.seeds)
   none = f'No difference shown between {m.one.name} and {m.other.name}'
-  if p is None or permutation_p is None:
+  if p is None:
     return f'{none}: a test takes {statistics.FEWEST} paired seeds, there is {n}.'
   if d.min == d.max == 0:
     return f'{none}: they are equal with each of {n} seeds.'
@@ -162,11 +170,11 @@ def verdict(m: Match, metric: Metric, form: Form, *, comparisons: int = 1) -> st
   if m.adjusted_p > statistics.ALPHA:
     return f'{none}: {better} is ahead by {size}, {shown}. That does not show that they are equal.'
   words = f'{better} is better than {worse} by {size}, {shown}.'
-  if permutation_p > statistics.ALPHA:
-    least = f', the least that {n} seeds allow' if permutation_p <= m.found.least_p else ''
+  if m.adjusted_permutation_p > statistics.ALPHA:
+    least = f', the least that {n} seeds allow' if m.found.permutation_p == m.found.least_p else ''
     words += (
       ' This holds if differences are normal: the permutation test, which does not ask for that,'
-      f' has p = {_p(permutation_p)}{least}.'
+      f' has p = {_p(m.adjusted_permutation_p)}{least}.'
     )
   return words
 
@@ -201,7 +209,7 @@ def notes(metric: Metric, sides: Sequence[Measured], matches: Sequence[Match]) -
     other_data = [k for k in runs.differing(m.one.runs[0], m.other.runs[0]) if k in runs.TEST_SET]
     if other_data:
       said.append(f'{between} were not tested on the same data: {_list(other_data)} differ.')
-    error = measure(m.one, metric).binomial_error
+    error = sides[0].binomial_error
     if error and 0 < abs(m.found.difference.mean) < error:
       said.append(
         f'{between} differ by less than one binomial standard error: with another test set it may'
@@ -300,6 +308,7 @@ def as_json(metric: Metric, sides: Sequence[Measured], matches: Sequence[Match])
         **m.found._asdict(),
         'difference': m.found.difference._asdict(),
         'adjusted_p': m.adjusted_p,
+        'adjusted_permutation_p': m.adjusted_permutation_p,
         'verdict': verdict(m, metric, form, comparisons=len(matches)),
       }
       for m in matches
