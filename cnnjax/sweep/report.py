@@ -200,7 +200,7 @@ def notes(metric: Metric, sides: Sequence[Measured], matches: Sequence[Match]) -
     )
   if few := [s.n for s in summaries if s.bca_interval and s.n < _ENOUGH]:
     said.append(
-      f'The bootstrap interval (BCa) of {min(few)} values is too narrow: trust the other.'
+      f'The bootstrap interval (BCa) of {min(few)} values is too narrow: trust the t interval.'
     )
   for m in matches:
     between = f'{m.one.name} and {m.other.name}'
