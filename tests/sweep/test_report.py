@@ -60,7 +60,12 @@ def test_an_unfinished_run_is_refused_by_name(tmp_path):
   assert found.values == {0: 0.9, 1: 0.8, 2: 0.7}
   said = ' '.join(report.notes(ACCURACY, [report.measure(found, ACCURACY)], []))
   assert f'Counted though not finished: {tmp_path}/seed2 (step 15).' in said
-  (tmp_path / 'seed2' / 'data.json').unlink()
+  rows = tmp_path / 'seed1' / 'metrics.jsonl'
+  rows.write_text(''.join(rows.read_text().splitlines(keepends=True)[:-1]))  # not its evaluation
+  assert "seed1' is not finished (it is at step 20 of 20)" in refused(
+    runs.side, f'{tmp_path}/seed1', 'test/accuracy'
+  )
+  (tmp_path / 'seed1' / 'data.json').unlink()
   assert 'has not begun' in refused(runs.side, pattern, 'test/accuracy')
 
 
@@ -104,6 +109,8 @@ def test_which_direction_is_better():
             'test/loss': False, 'test/expected_calibration_error': False,
             'train/seconds': False}  # fmt: skip
   assert {name: report.make_metric(name).higher for name in higher} == higher
+  assert report.make_metric('test/expected_calibration_error').percent
+  assert not report.make_metric('test/loss').percent
   assert report.make_metric('test/loss', 'higher').higher
   assert not report.make_metric('test/accuracy', 'lower').higher
 
@@ -116,6 +123,10 @@ def test_a_better_one(tmp_path):
     'B is better than A by 1.46 points (95% interval 1.15 to 1.76), p = <0.0001'
   )
   assert said.endswith('by the paired t-test over 7 seeds.')
+  (said,) = verdicts(tmp_path / 'turned', WORSE, BETTER)
+  assert said.startswith(
+    'A is better than B by 1.46 points (95% interval 1.15 to 1.76), p = <0.0001'
+  )
 
 
 def test_a_loss_is_better_when_it_is_lower(tmp_path):
@@ -168,6 +179,14 @@ def test_several_comparisons_are_corrected(tmp_path):
   form = report.make_form(ACCURACY, [side.summary for side in sides])
   said = report.verdict(second, ACCURACY, form, comparisons=2)
   assert 'over 7 seeds, corrected for 2 comparisons (<0.0001 before).' in said
+
+
+def test_what_one_comparison_shows_two_may_not(tmp_path):
+  points = (1, 3, -1, 2, 2, 1, 1)  # t = 2.71 with 6 degrees of freedom
+  near = [round(x - 0.001 * d, 3) for x, d in zip(BETTER, points, strict=True)]
+  (said,) = verdicts(tmp_path / 'one', BETTER, near)
+  assert re.match(r'B is better than A by 0\.13 points .*, p = 0\.035 by the paired t-test', said)
+  assert 'No difference shown' in verdicts(tmp_path / 'two', BETTER, near, near)[1]
 
 
 def test_seeds_without_a_partner_are_named(tmp_path):
