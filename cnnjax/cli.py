@@ -87,4 +87,4 @@ def run(main: Callable[[], None]) -> None:
 
 def _name(argv: list[str]) -> str:
   main = sys.modules['__main__'].__spec__
-  return main.name if main else argv[0]
+  return main.name.removesuffix('.__main__') if main else argv[0]
