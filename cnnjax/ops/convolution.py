@@ -7,7 +7,8 @@ y = conv2d(x, w) is linear in each argument, and so are its two gradients
 Differentiating any of the three gives the other two, so as JAX primitives with these transposes
 they have derivatives of every order, forward and reverse. On other platforms, in exported programs,
 and where oneDNN has only naive loops, each becomes the XLA operations that
-`jax.lax.conv_general_dilated` and its gradients become.
+`jax.lax.conv_general_dilated` and its gradients become. Under `vmap` with a kernel for each member
+they are computed as `ops.members` chooses.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,10 +17,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import Primitive
 from jax.interpreters import ad, batching
 
-from cnnjax.ops import plugin
+from cnnjax.ops import plugin, vmapped
 from cnnjax.ops.primitive import bind, define
 
 _NUMBERS = ('NHWC', 'HWIO', 'NHWC')
@@ -33,12 +33,14 @@ class Window(NamedTuple):
     padding: ((top, bottom), (left, right)), not negative.
     dilation: (height, width), of the kernel.
     groups: of channels.
+    xla: left to XLA even where the plugin is installed.
   """
 
   strides: tuple[int, ...]
   padding: tuple[tuple[int, int], ...]
   dilation: tuple[int, ...]
   groups: int
+  xla: bool = False
 
 
 def conv_general_dilated(
@@ -70,7 +72,7 @@ def conv_general_dilated(
     and batch_group_count == 1
     and preferred_element_type in (None, lhs.dtype)
     and not options
-    and plugin.chosen()
+    and (plugin.chosen() or (vmapped.active() and precision is None))
   )
   if ours:
     dilation = tuple(rhs_dilation or (1, 1))
@@ -78,7 +80,8 @@ def conv_general_dilated(
       taps = [(k - 1) * d + 1 for k, d in zip(rhs.shape[:2], dilation, strict=True)]
       padding = lax.padtype_to_pads(lhs.shape[1:3], taps, window_strides, padding)
     pads = tuple((int(before), int(after)) for before, after in padding)
-    window = Window(tuple(window_strides), pads, dilation, feature_group_count)
+    strides = tuple(window_strides)
+    window = Window(strides, pads, dilation, feature_group_count, xla=not plugin.chosen())
     sizes = _output_size(lhs.shape, rhs.shape, window)
     if min(min(pads)) >= 0 and min(*sizes, *lhs.shape, *rhs.shape) > 0:
       return bind(conv2d_p, lhs, rhs, window=window)
@@ -139,7 +142,8 @@ def _native(kind: str, order: Sequence[int]) -> Callable[..., Any]:
   def rule(ctx: Any, *, window: Window, **_: Any) -> Any:
     avals = (*ctx.avals_in, *ctx.avals_out)
     images, kernel, outputs = (avals[i].shape for i in order)
-    if plugin.convolution(kind, images, kernel, outputs, window, avals[0].dtype) is None:
+    described = (kind, images, kernel, outputs, window, avals[0].dtype)
+    if window.xla or plugin.convolution(*described) is None:
       return None
     return plugin.call(kind, **plugin.window_attributes(window))
 
@@ -185,31 +189,9 @@ ad.defbilinear(
 )
 
 
-def _batch(primitive: Primitive, folded: int) -> None:
-  """Under `vmap`: one call with the examples of all members where argument `folded` alone is
-  mapped, else one call after the other (grouped convolutions are far slower than that)."""
-
-  def rule(args: Sequence[Any], dims: Sequence[Any], **params: Any) -> tuple[Any, int]:
-    args = [
-      x if dim is None else jnp.moveaxis(x, dim, 0) for x, dim in zip(args, dims, strict=True)
-    ]
-    if all((dim is not None) == (i == folded) for i, dim in enumerate(dims)):
-      members = args[folded].shape[0]
-      args[folded] = args[folded].reshape(-1, *args[folded].shape[2:])
-      y = bind(primitive, *args, **params)
-      return y.reshape(members, -1, *y.shape[1:]), 0
-    mapped = [x for x, dim in zip(args, dims, strict=True) if dim is not None]
-
-    def one(members: Sequence[jax.Array]) -> jax.Array:
-      rest = iter(members)
-      full = [x if dim is None else next(rest) for x, dim in zip(args, dims, strict=True)]
-      return bind(primitive, *full, **params)
-
-    return lax.map(one, mapped), 0
-
-  batching.primitive_batchers[primitive] = rule
-
-
-_batch(conv2d_p, folded=0)
-_batch(input_gradient_p, folded=1)
-_batch(weight_gradient_p, folded=-1)  # its result sums over examples: none
+for _primitive, _roles in (
+  (conv2d_p, 'xwy'),
+  (input_gradient_p, 'wyx'),
+  (weight_gradient_p, 'xyw'),
+):
+  batching.primitive_batchers[_primitive] = vmapped.rule(_primitive, _roles)

@@ -1,0 +1,295 @@
+"""Each way is compared with a loop over members in float64 NumPy, derivatives included."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from cnnjax import ops
+from cnnjax.errors import UserError
+from cnnjax.ops import plugin, vmapped
+
+NUMBERS = ('NHWC', 'HWIO', 'NHWC')
+MEMBERS = 3
+ones, none = (1, 1), ((0, 0), (0, 0))
+
+# images [N, H, W, C], kernel [kh, kw, C / groups, F], strides, padding, dilation, groups
+CASES = {
+  'plain': ((2, 7, 6, 2), (3, 3, 2, 5), ones, ((1, 1), (1, 1)), ones, 1),
+  'strides': ((2, 8, 7, 3), (3, 2, 3, 4), (2, 3), ((0, 1), (2, 0)), ones, 1),
+  'dilation': ((1, 9, 7, 2), (3, 2, 2, 3), (2, 1), ((3, 0), (1, 1)), (2, 3), 1),
+  'groups': ((2, 5, 5, 6), (3, 3, 3, 4), ones, ((1, 1), (1, 1)), ones, 2),
+  'depthwise': ((2, 6, 5, 3), (3, 3, 1, 6), (2, 1), ((1, 1), (1, 1)), ones, 3),
+  'wide padding': ((1, 3, 4, 2), (2, 2, 2, 3), ones, ((2, 3), (3, 1)), ones, 1),
+}
+
+
+def options(case):
+  _, _, strides, padding, dilation, groups = CASES[case]
+  return {
+    'window_strides': strides,
+    'padding': padding,
+    'rhs_dilation': dilation,
+    'feature_group_count': groups,
+    'dimension_numbers': NUMBERS,
+  }
+
+
+def arrays(case, dtype=np.float32):
+  """Images, kernels, and what the outputs are multiplied by, each with an axis of members."""
+  rng = np.random.default_rng(0)
+  x, w = (rng.standard_normal((MEMBERS, *shape)).astype(dtype) for shape in CASES[case][:2])
+  y = by_definition(case, x[0], w[0], 0.0)[0]
+  return x, w, rng.standard_normal((MEMBERS, *y.shape)).astype(dtype)
+
+
+def by_definition(case, x, w, factors):
+  """The output, and the gradients of its sum times factors, tap by tap and group by group."""
+  _, (kh, kw, *_), strides, padding, dilation, groups = CASES[case]
+  x, w, factors = (np.asarray(a, np.float64) for a in (x, w, factors))
+  wide = np.pad(x, ((0, 0), *padding, (0, 0)))
+  sizes = [
+    (length - (k - 1) * d - 1) // s + 1
+    for length, k, d, s in zip(wide.shape[1:3], (kh, kw), dilation, strides, strict=True)
+  ]
+  y = np.zeros((len(x), *sizes, w.shape[3]))
+  factors, dx, dw = np.broadcast_to(factors, y.shape), np.zeros_like(wide), np.zeros_like(w)
+  c, f = w.shape[2], w.shape[3] // groups
+  for i, j, g in np.ndindex(kh, kw, groups):
+    rows, columns = (
+      slice(k * d, k * d + (size - 1) * s + 1, s)
+      for k, d, size, s in zip((i, j), dilation, sizes, strides, strict=True)
+    )
+    seen = (slice(None), rows, columns, slice(g * c, (g + 1) * c))
+    mine = slice(g * f, (g + 1) * f)
+    y[..., mine] += wide[seen] @ w[i, j, :, mine]
+    dx[seen] += factors[..., mine] @ w[i, j, :, mine].T
+    dw[i, j, :, mine] += np.einsum('nhwc,nhwf->cf', wide[seen], factors[..., mine])
+  (top, _), (left, _) = padding
+  return y, dx[:, top : top + x.shape[1], left : left + x.shape[2]], dw
+
+
+def close(ours, exact, tolerance=1e-5):
+  exact = np.asarray(exact)
+  assert ours.shape == exact.shape
+  assert np.abs(np.asarray(ours, np.float64) - exact).max() <= tolerance * np.abs(exact).max()
+
+
+def with_gradients(case):
+  def one(x, w, factors):
+    y, transpose = jax.vjp(lambda x, w: ops.conv_general_dilated(x, w, **options(case)), x, w)
+    return y, *transpose(factors)
+
+  return one
+
+
+@pytest.mark.parametrize('choice', ['auto', 'xla'])
+@pytest.mark.parametrize('way', vmapped.WAYS)
+@pytest.mark.parametrize('case', CASES)
+def test_each_way(case, way, choice):
+  """Images and kernels mapped, kernels alone, images alone; and y's cotangent shared."""
+  x, w, factors = arrays(case)
+  one = with_gradients(case)
+  mapped = [(0, 0, 0), (None, 0, 0), (0, None, 0), (0, 0, None)]
+
+  @jax.jit
+  def together(x, w, factors):
+    args = (x, w, factors)
+    first = lambda dims: [a[0] if d is None else a for a, d in zip(args, dims, strict=True)]
+    return [jax.vmap(one, dims)(*first(dims)) for dims in mapped]
+
+  with ops.using(choice), ops.members(way):
+    found = together(x, w, factors)
+  for dims, results in zip(mapped, found, strict=True):
+    own = [[0] * MEMBERS if d is None else range(MEMBERS) for d in dims]
+    exact = [by_definition(case, x[i], w[j], factors[k]) for i, j, k in zip(*own, strict=True)]
+    for ours, theirs in zip(results, zip(*exact, strict=True), strict=True):
+      close(ours, np.stack(theirs))
+
+
+def loss(conv):
+  return lambda x, w: jnp.square(jnp.sin(conv(x, w, **options('strides')))).sum()
+
+
+def second_derivatives(f, x, w):
+  squares = lambda x, w: sum((g**2).sum() for g in jax.grad(f, (0, 1))(x, w))
+  return jax.vmap(jax.grad(squares, (0, 1)))(x, w)
+
+
+def around_vmap(f, x, w):
+  return jax.grad(lambda x, w: jax.vmap(f)(x, w).sum(), (0, 1))(x, w)
+
+
+def nested(f, x, w):
+  inner = jax.vmap(jax.grad(f, (0, 1)), (None, 0))  # every kernel on the images of each
+  return jax.vmap(inner, (0, None))(x, w)
+
+
+def axes_elsewhere(f, x, w):
+  return jax.vmap(jax.grad(f, 1), (2, 4), 3)(jnp.moveaxis(x, 0, 2), jnp.moveaxis(w, 0, 4))
+
+
+def in_scan(f, x, w):
+  def step(w, _):
+    return w - 1e-2 * jax.vmap(jax.grad(f, 1))(x, w), 0.0
+
+  return lax.scan(step, w, None, 2)[0]
+
+
+@pytest.mark.parametrize('way', vmapped.WAYS)
+def test_transformations(way):
+  """As XLA's convolution under the same transformations, in float64."""
+  x, w, _ = arrays('strides')
+  transforms = (second_derivatives, around_vmap, nested, axes_elsewhere, in_scan)
+  with jax.enable_x64(True):
+    exact = jax.jit(lambda x, w: [t(loss(lax.conv_general_dilated), x, w) for t in transforms])(
+      x.astype(np.float64), w.astype(np.float64)
+    )
+  with ops.members(way):
+    ours = jax.jit(lambda x, w: [t(loss(ops.conv_general_dilated), x, w) for t in transforms])(x, w)
+  for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(exact), strict=True):
+    close(a, b, 2e-5)
+
+
+@pytest.mark.skipif(jax.device_count() < 2, reason='needs two devices')
+@pytest.mark.parametrize('check_vma', [True, False])
+def test_members_over_devices(check_vma):
+  x, w, factors = (np.concatenate([a, a[:1]]) for a in arrays('strides'))
+  mesh = jax.make_mesh((2,), ('members',), (AxisType.Auto,), devices=jax.devices()[:2])
+  for way in (*vmapped.WAYS, 'auto'):
+    with ops.members(way):
+      found = jax.jit(
+        jax.shard_map(
+          jax.vmap(with_gradients('strides'), (None, 0, 0)),
+          mesh=mesh,
+          in_specs=(P(), P('members'), P('members')),
+          out_specs=P('members'),
+          check_vma=check_vma,
+        )
+      )(x[0], w, factors)
+    exact = [by_definition('strides', x[0], *own) for own in zip(w, factors, strict=True)]
+    for ours, theirs in zip(found, zip(*exact, strict=True), strict=True):
+      close(ours, np.stack(theirs))
+
+
+def test_bfloat16():
+  x, w, factors = (jnp.asarray(a, jnp.bfloat16) for a in arrays('groups'))
+  exact = [by_definition('groups', *own) for own in zip(x, w, factors, strict=True)]
+  for way in vmapped.WAYS:
+    with ops.members(way):
+      found = jax.jit(jax.vmap(with_gradients('groups')))(x, w, factors)
+    for ours, theirs in zip(found, zip(*exact, strict=True), strict=True):
+      assert ours.dtype == jnp.bfloat16
+      close(ours, np.stack(theirs), 2**-6)
+
+
+def test_nothing_changes_outside_of_vmap():
+  x, w, _ = (a[0] for a in arrays('plain'))
+  gradient = jax.jit(lambda x, w: jax.grad(loss(ops.conv_general_dilated), (0, 1))(x, w))
+  for choice in ('auto', 'xla'):
+    with ops.using(choice):
+      before = gradient(x, w)
+      with ops.members('batch'):
+        np.testing.assert_array_equal(gradient(x, w)[0], before[0])
+        np.testing.assert_array_equal(gradient(x, w)[1], before[1])
+
+
+def test_xla_is_left_to_xla():
+  x, w, factors = arrays('plain')
+  program = jax.jit(jax.vmap(with_gradients('plain')))
+  with ops.using('xla'):
+    assert 'conv2d' not in str(jax.make_jaxpr(program)(x, w, factors))  # as ever, without a choice
+    with ops.members('loop'):
+      assert 'onednn' not in program.lower(x, w, factors).as_text()
+      assert 'while' in program.lower(x, w, factors).as_text()
+
+
+@pytest.fixture
+def picks(monkeypatch):
+  """No case picked yet."""
+  monkeypatch.setattr(vmapped, '_picked', {})
+  return vmapped.picked
+
+
+def test_the_quickest_is_timed_once_and_remembered(picks, monkeypatch):
+  x, w, factors = arrays('plain')
+  timed = []
+
+  def seconds(call, ways, args):
+    timed.append((call.primitive.name, call.mapped, args[0][0], ways))
+    return {'loop': 1.0, 'fold': 0.95 if call.roles[2] == 'w' else 0.5, 'batch': 0.7}
+
+  monkeypatch.setattr(vmapped, '_time', seconds)
+  with ops.members('auto'):
+    for _ in range(2):  # another function, the same shapes
+      found = jax.jit(lambda *args: jax.vmap(with_gradients('plain'))(*args))(x, w, factors)
+  assert [t[:3] for t in timed] == [
+    ('conv2d', 'xwy', x.shape),
+    ('conv2d_input_gradient', 'xwy', w.shape),
+    ('conv2d_weight_gradient', 'xwy', x.shape),
+  ]
+  # Of 0.95 of the loop's time nobody would notice anything.
+  assert [(case.split()[1], way) for case, way in picks().items()] == [
+    ('conv2d', 'fold'),
+    ('conv2d_input_gradient', 'fold'),
+    ('conv2d_weight_gradient', 'batch'),
+  ]
+  assert all('x=2x7x6x2 w=3x3x2x5' in case and '3 of xwy' in case for case in picks())
+
+  # The table, through JSON, builds the same program; what it doesn't have is looped.
+  table = json.loads(json.dumps(picks()))
+  del table[next(case for case in table if 'input_gradient' in case)]
+  timed.clear()
+  with ops.members(table):
+    again = jax.jit(lambda *args: jax.vmap(with_gradients('plain'))(*args))(x, w, factors)
+  assert not timed
+  np.testing.assert_array_equal(again[0], found[0])
+  np.testing.assert_array_equal(again[2], found[2])
+
+
+def test_large_convolutions_are_not_timed_on_a_cpu(picks, monkeypatch):
+  monkeypatch.setattr(vmapped, '_LARGE', 10)
+  monkeypatch.setattr(vmapped, '_time', None)
+  with ops.members('auto'):
+    jax.make_jaxpr(jax.vmap(with_gradients('plain')))(*arrays('plain'))
+  assert set(picks().values()) == {'loop'}
+
+
+def test_only_so_many_cases_are_kept(picks, monkeypatch):
+  monkeypatch.setattr(vmapped, '_KEPT', 2)
+  monkeypatch.setattr(vmapped, '_time', lambda *_: {'loop': 1.0})
+  with ops.members('auto'):
+    jax.make_jaxpr(jax.vmap(with_gradients('plain')))(*arrays('plain'))
+  assert [case.split()[1] for case in picks()] == [
+    'conv2d_input_gradient',
+    'conv2d_weight_gradient',
+  ]
+
+
+def test_what_takes_too_much_memory_is_no_way(picks, monkeypatch):
+  def full(*_):
+    raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED')
+
+  monkeypatch.setitem(vmapped._COMPUTE, 'fold', full)
+  monkeypatch.setitem(vmapped._COMPUTE, 'batch', full)
+  with ops.members('auto'):
+    jax.make_jaxpr(jax.vmap(with_gradients('plain')))(*arrays('plain'))
+  assert set(picks().values()) == {'loop'}
+
+
+@pytest.mark.parametrize('choice', ['grouped', {'cpu conv2d': 'grouped'}])
+def test_a_way_that_does_not_exist(choice):
+  with pytest.raises(UserError, match=r"ops.members='grouped' is unknown: Allowed: "):
+    ops.members(choice)
+
+
+@pytest.mark.skipif(plugin.load() is None, reason='cnnjax-onednn is not installed')
+def test_loops_call_the_plugin():
+  program = jax.jit(jax.vmap(with_gradients('plain')))
+  with ops.members('loop'):
+    assert 'cnnjax_onednn_forward' in program.lower(*arrays('plain')).as_text()
