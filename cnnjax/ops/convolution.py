@@ -7,8 +7,8 @@ y = conv2d(x, w) is linear in each argument, and so are its two gradients
 Differentiating any of the three gives the other two, so as JAX primitives with these transposes
 they have derivatives of every order, forward and reverse. On other platforms, in exported programs,
 and where oneDNN has only naive loops, each becomes the XLA operations that
-`jax.lax.conv_general_dilated` and its gradients become. Under `vmap` with a kernel for each member
-they are computed as `ops.members` chooses.
+`jax.lax.conv_general_dilated` and its gradients become. `cnnjax.ops.vmapped` has what becomes of
+them under `vmap`.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.interpreters import ad, batching
+from jax.interpreters import ad
 
-from cnnjax.ops import plugin, vmapped
+from cnnjax.ops import plugin, ways
 from cnnjax.ops.primitive import bind, define
 
 _NUMBERS = ('NHWC', 'HWIO', 'NHWC')
@@ -72,7 +72,7 @@ def conv_general_dilated(
     and batch_group_count == 1
     and preferred_element_type in (None, lhs.dtype)
     and not options
-    and (plugin.chosen() or (vmapped.active() and precision is None))
+    and (plugin.chosen() or (ways.active() and precision is None))
   )
   if ours:
     dilation = tuple(rhs_dilation or (1, 1))
@@ -187,11 +187,3 @@ ad.defbilinear(
   lambda ct, x, dy, window, size: _dx(ct, dy, x, window),
   lambda ct, x, dy, window, size: _y(x, ct, window),
 )
-
-
-for _primitive, _roles in (
-  (conv2d_p, 'xwy'),
-  (input_gradient_p, 'wyx'),
-  (weight_gradient_p, 'xyw'),
-):
-  batching.primitive_batchers[_primitive] = vmapped.rule(_primitive, _roles)

@@ -1,145 +1,101 @@
-"""Convolutions under `vmap` where members have kernels of their own, and which way is the fastest.
+"""Convolutions under `vmap` where members have kernels of their own.
 
 A convolution and its two gradients each take two of images x, kernel w and outputs y, and give the
-third. What is mapped has a leading axis of K members. The ways:
+third. What is mapped has a leading axis of K members. The ways, one of which `ops.ways` chooses for
+every shape:
 
-- loop: one member after the other.
+- loop: one member after the other; on the CPU with the plugin as many at a time as there are
+  threads.
 - fold: one convolution for all. Members stand side by side as examples where they share the
   kernel, as output features where they share the images, as input channels where they share the
   outputs (in a gradient), else as groups of channels that don't see one another.
 - batch: patches of the images times the kernels, one batched matrix product.
 
-With a shared kernel there is nothing to choose: that is K times the examples.
+With a shared kernel there is nothing to choose: that is K times the examples. Elsewhere all members
+together are one primitive, bilinear as its parts are, so that gradients of a mapped convolution
+choose for themselves as well.
 """
 
-import concurrent.futures
-import contextlib
 import functools
 import math
-import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.extend.core import Primitive
+from jax.interpreters import ad, batching
 
-from cnnjax.errors import unknown
-from cnnjax.ops.primitive import bind
+from cnnjax.ops import convolution, plugin, ways
+from cnnjax.ops.primitive import bind, define
 
-WAYS = ('loop', 'fold', 'batch')
-CHOICES = ('auto', *WAYS)
-
-_LARGE = 50_000_000  # products of one member, from which a CPU is busy with it alone
 _WIDE = 2**28  # elements of all patches, from which they aren't tried
-_KEPT = 1024  # cases
-_ROUNDS, _SECONDS = 5, 1e-3  # how often, and how long at least, a way is timed
-_GAIN = 0.9  # of the loop's time: what another way must stay below
 
-_choice = jax.make_user_context(None)  # part of jit's key, as `ops.using` is
-_picked: dict[str, str] = {}
-_lock = threading.Lock()  # two that are timed at once would slow each other down
-
-
-def members(choice: str | Mapping[str, str] = 'auto') -> contextlib.AbstractContextManager[Any]:
-  """A context: functions traced within compute convolutions of several members in this way.
-
-  Without it members are looped over where the plugin is at hand, and XLA's own rule, a grouped
-  convolution, is used where it isn't. Outside of `vmap` it changes nothing.
-
-  Args:
-    choice: 'loop', 'fold' or 'batch'; 'auto': the quickest on this machine, timed when a shape is
-      met for the first time; or a table of `picked`, whose cases are then as they were (others are
-      looped), so that a program can be built again just as it was.
-
-  Raises:
-    UserError: another choice.
-  """
-  if isinstance(choice, str):
-    if choice not in CHOICES:
-      raise unknown('ops.members', choice, CHOICES)
-    return _choice(choice)
-  for way in choice.values():
-    if way not in WAYS:
-      raise unknown('ops.members', way, WAYS)
-  return _choice(tuple(sorted(choice.items())))
+# By what it gives: the arguments of each primitive.
+_ARGUMENTS = {'y': 'xw', 'x': 'wy', 'w': 'xy'}
+_PRIMITIVES = {
+  'y': convolution.conv2d_p,
+  'x': convolution.input_gradient_p,
+  'w': convolution.weight_gradient_p,
+}
+_KINDS = {'y': 'forward', 'x': 'input_gradient', 'w': 'weight_gradient'}  # the plugin's names
 
 
-def active() -> bool:
-  """Whether functions are traced here under a choice of `members`."""
-  return _choice.value is not None
-
-
-def picked() -> dict[str, str]:
-  """What 'auto' has picked in this process, the latest 1,024 cases: {case: way}."""
-  with _lock:
-    return dict(_picked)
-
-
-class _Call(NamedTuple):
-  """A primitive's call with some arguments mapped.
+class Call(NamedTuple):
+  """One primitive for several members.
 
   Attributes:
-    primitive: a convolution or one of its gradients.
-    roles: which of x, w and y its two arguments and its result are.
-    mapped: those with a leading axis of members; always the result.
+    result: which of x, w and y it gives.
+    mapped: which of them have a leading axis of members; always the result.
     members: how many.
-    params: the primitive's.
+    window: of all of them.
+    size: height and width of x or w, where that is the result.
   """
 
-  primitive: Primitive
-  roles: str
+  result: str
   mapped: str
   members: int
-  params: dict[str, Any]
+  window: convolution.Window
+  size: tuple[int, int] | None
 
 
-def rule(primitive: Primitive, roles: str) -> Callable[..., Any]:
-  """The rule of `vmap` for a convolution or one of its gradients; `roles` as in `_Call`."""
-
-  def batched(args: Sequence[Any], dims: Sequence[Any], **params: Any) -> tuple[jax.Array, int]:
-    count = next(x.shape[d] for x, d in zip(args, dims, strict=True) if d is not None)
-    mapped = ''.join(role for role in 'xwy' if (*dims, 0)[roles.index(role)] is not None)
-    call = _Call(primitive, roles, mapped, count, params)
-    args = [x if d is None else jnp.moveaxis(x, d, 0) for x, d in zip(args, dims, strict=True)]
-    way = 'fold' if mapped == 'xy' else _way(call, args)
-    return _COMPUTE[way](call, *args), 0
-
-  return batched
+def _compute(*args: jax.Array, call: Call, way: str) -> jax.Array:
+  return {'loop': _loop, 'fold': _fold, 'batch': _batch}[way](call, *args)
 
 
-def _loop(call: _Call, *args: jax.Array) -> jax.Array:
+def _loop(call: Call, *args: jax.Array) -> jax.Array:
   def one(mapped: Sequence[jax.Array]) -> jax.Array:
     own = iter(mapped)
     full = [next(own) if mine else x for mine, x in zip(stacked, args, strict=True)]
-    return bind(call.primitive, *full, **call.params)
+    return _member(call, call.window, *full)
 
-  stacked = [role in call.mapped for role in call.roles[:2]]
+  stacked = [role in call.mapped for role in _ARGUMENTS[call.result]]
   return lax.map(one, [x for mine, x in zip(stacked, args, strict=True) if mine])
 
 
-def _fold(call: _Call, *args: jax.Array) -> jax.Array:
-  window = call.params['window']
+def _member(call: Call, window: convolution.Window, *args: jax.Array) -> jax.Array:
+  size = {'size': call.size} if call.size else {}
+  return bind(_PRIMITIVES[call.result], *args, window=window, **size)
+
+
+def _fold(call: Call, *args: jax.Array) -> jax.Array:
+  window = call.window
   # Where members stand side by side: an axis, and how many parts of it each hold all members.
   # Features and channels are ordered by groups, so there it is within each group.
   places = {
     'xy': {'x': (0, 1), 'y': (0, 1)},
     'wy': {'w': (3, window.groups), 'y': (3, window.groups)},
-    'xw': {'x': (3, window.groups), 'w': (2, 1)},
-    'xwy': {'x': (3, 1), 'w': (3, 1), 'y': (3, 1)},
+    'wx': {'x': (3, window.groups), 'w': (2, 1)},
+    'wxy': {'x': (3, 1), 'w': (3, 1), 'y': (3, 1)},
   }[call.mapped]
-  if call.mapped == 'xwy':
+  if call.mapped == 'wxy':
     window = window._replace(groups=call.members * window.groups)
-  arguments, result = call.roles[:2], call.roles[2]
   packed = [
     _pack(x, *places[role]) if role in places else x
-    for role, x in zip(arguments, args, strict=True)
+    for role, x in zip(_ARGUMENTS[call.result], args, strict=True)
   ]
-  y = bind(call.primitive, *packed, **{**call.params, 'window': window})
-  return _unpack(y, call.members, *places[result])
+  return _unpack(_member(call, window, *packed), call.members, *places[call.result])
 
 
 def _pack(x: jax.Array, axis: int, parts: int) -> jax.Array:
@@ -158,13 +114,14 @@ def _unpack(x: jax.Array, members: int, axis: int, parts: int) -> jax.Array:
   return jnp.moveaxis(split, axis + 1, 0).reshape(members, *shape)
 
 
-def _batch(call: _Call, *args: jax.Array) -> jax.Array:
-  one = functools.partial(_PRODUCTS[call.roles[2]], **call.params)
-  dims = tuple(0 if role in call.mapped else None for role in call.roles[:2])
+def _batch(call: Call, *args: jax.Array) -> jax.Array:
+  size = {'size': call.size} if call.size else {}
+  one = functools.partial(_PRODUCTS[call.result], window=call.window, **size)
+  dims = tuple(0 if role in call.mapped else None for role in _ARGUMENTS[call.result])
   return jax.vmap(one, dims)(*args)
 
 
-def _patches(x: jax.Array, size: Sequence[int], window: Any) -> jax.Array:
+def _patches(x: jax.Array, size: Sequence[int], window: convolution.Window) -> jax.Array:
   """What each tap of a kernel of this size sees.
 
   [N, H, W, C] to [N, H', W', taps, groups, C / groups], taps in row-major order.
@@ -185,14 +142,16 @@ def _patches(x: jax.Array, size: Sequence[int], window: Any) -> jax.Array:
   return patches.reshape(*patches.shape[:4], window.groups, -1)
 
 
-def _outputs(x: jax.Array, w: jax.Array, *, window: Any) -> jax.Array:
+def _outputs(x: jax.Array, w: jax.Array, *, window: convolution.Window) -> jax.Array:
   patches = _patches(x, w.shape[:2], window)
   kernel = w.reshape(-1, w.shape[2], window.groups, w.shape[3] // window.groups)
   y = jnp.einsum('nhwtgc,tcgf->nhwgf', patches, kernel)
   return y.reshape(*y.shape[:3], -1)
 
 
-def _images(w: jax.Array, dy: jax.Array, *, window: Any, size: tuple[int, int]) -> jax.Array:
+def _images(
+  w: jax.Array, dy: jax.Array, *, window: convolution.Window, size: tuple[int, int]
+) -> jax.Array:
   """dx is itself a convolution: of dy, spread out by the strides, with the turned kernel."""
   spread = [(0, 0, 0)]
   sizes = zip(size, w.shape[:2], dy.shape[1:3], *window[:3], strict=True)
@@ -206,48 +165,69 @@ def _images(w: jax.Array, dy: jax.Array, *, window: Any, size: tuple[int, int]) 
   return _outputs(dy, turned, window=close)
 
 
-def _kernel(x: jax.Array, dy: jax.Array, *, window: Any, size: tuple[int, int]) -> jax.Array:
+def _kernel(
+  x: jax.Array, dy: jax.Array, *, window: convolution.Window, size: tuple[int, int]
+) -> jax.Array:
   split = dy.reshape(*dy.shape[:3], window.groups, -1)
   dw = jnp.einsum('nhwtgc,nhwgf->tcgf', _patches(x, size, window), split)
   return dw.reshape(*size, dw.shape[1], -1)
 
 
-_COMPUTE = {'loop': _loop, 'fold': _fold, 'batch': _batch}
-_PRODUCTS = {'x': _images, 'w': _kernel, 'y': _outputs}  # for one member, by what they give
+_PRODUCTS = {'x': _images, 'w': _kernel, 'y': _outputs}  # for one member
 
 
-def _way(call: _Call, args: Sequence[jax.Array]) -> str:
-  choice = _choice.value
-  if choice is None or choice in WAYS:
-    return choice or 'loop'
-  shapes = _shapes(call, args)
-  case = _describe(call, shapes, args[0].dtype)
-  if choice != 'auto':
-    return dict(choice).get(case, 'loop')
-  with _lock:
-    if case not in _picked:
-      while len(_picked) >= _KEPT:
-        del _picked[next(iter(_picked))]
-      _picked[case] = _quickest(call, shapes, [(x.shape, x.dtype) for x in args])
-    return _picked[case]
+def _native(ctx: Any, *, call: Call, way: str) -> Any:
+  roles = _ARGUMENTS[call.result] + call.result
+  avals = dict(zip(roles, (*ctx.avals_in, *ctx.avals_out), strict=True))
+  shapes = [avals[role].shape[role in call.mapped :] for role in 'xwy']
+  kind, dtype = _KINDS[call.result], ctx.avals_in[0].dtype
+  if way != 'loop' or call.window.xla or 'members' not in plugin.load().TARGETS:
+    return None
+  if plugin.convolution(kind, *shapes, call.window, dtype) is None:
+    return None
+  return plugin.call(
+    'members',
+    kind=np.int64(plugin.load().KINDS.index(kind)),
+    members=np.int64(call.members),
+    **plugin.window_attributes(call.window),
+  )
 
 
-def _shapes(call: _Call, args: Sequence[jax.Array]) -> dict[str, tuple[int, ...]]:
-  """Of one member's x, w and y."""
+members_p = define('conv2d_members', _compute, _native)
+
+
+def _together(call: Call, *args: jax.Array) -> jax.Array:
+  """All members' results, [K, ...], in the way that is chosen."""
+  if call.mapped == 'xy':
+    return _fold(call, *args)
+  way = ways.choose(lambda: _case(call, args))
+  return bind(members_p, *args, call=call, way=way)
+
+
+def _case(call: Call, args: Sequence[jax.Array]) -> ways.Case:
   single = [
     jax.ShapeDtypeStruct(x.shape[1:] if role in call.mapped else x.shape, x.dtype)
-    for role, x in zip(call.roles[:2], args, strict=True)
+    for role, x in zip(_ARGUMENTS[call.result], args, strict=True)
   ]
-  result = jax.eval_shape(functools.partial(call.primitive.bind, **call.params), *single)
-  return {role: x.shape for role, x in zip(call.roles, (*single, result), strict=True)}
+  result = jax.eval_shape(functools.partial(_member, call, call.window), *single)
+  roles = _ARGUMENTS[call.result] + call.result
+  shapes = {role: x.shape for role, x in zip(roles, (*single, result), strict=True)}
+  patches = call.members * math.prod((*shapes['y'][:3], *shapes['w'][:2], shapes['x'][3]))
+  tried = ways.WAYS if patches < _WIDE else ('loop', 'fold')
+  return ways.Case(
+    name=_name(call, shapes, args[0].dtype),
+    products=math.prod(shapes['y']) * math.prod(shapes['w'][:3]),
+    arguments=tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in args),
+    ways={way: functools.partial(members_p.bind, call=call, way=way) for way in tried},
+  )
 
 
-def _describe(call: _Call, shapes: Mapping[str, Sequence[int]], dtype: Any) -> str:
+def _name(call: Call, shapes: dict[str, tuple[int, ...]], dtype: Any) -> str:
   times = lambda values: 'x'.join(map(str, values))
-  window = call.params['window']
+  window = call.window
   return ' '.join(
     (
-      f'{jax.default_backend()} {call.primitive.name}{" by XLA" * window.xla} {jnp.dtype(dtype)}',
+      f'{jax.default_backend()} {_KINDS[call.result]}{" by XLA" if window.xla else ""} {dtype}',
       f'{call.members} of {call.mapped}',
       *(f'{role}={times(shapes[role])}' for role in 'xwy'),
       f'strides={times(window.strides)} padding={times(sum(window.padding, ()))}',
@@ -256,44 +236,50 @@ def _describe(call: _Call, shapes: Mapping[str, Sequence[int]], dtype: Any) -> s
   )
 
 
-def _quickest(
-  call: _Call, shapes: Mapping[str, Sequence[int]], args: Sequence[tuple[Any, Any]]
-) -> str:
-  """The way that takes the least time here; 'loop' where there is nothing to gain, and where
-  several processes would have to agree."""
-  products = math.prod(shapes['y']) * math.prod(shapes['w'][:3])
-  busy = jax.default_backend() == 'cpu' and products >= _LARGE
-  if busy or jax.process_count() > 1:
-    return 'loop'
-  patches = call.members * math.prod(shapes['y'][:3]) * math.prod(shapes['w'][:2]) * shapes['x'][3]
-  ways = WAYS if patches < _WIDE else WAYS[:2]
-  # In a thread of its own: nothing of what is being traced here, its mesh or its options is there.
-  with concurrent.futures.ThreadPoolExecutor(1) as thread:
-    times = thread.submit(_time, call, ways, args).result()
-  best = min(times, key=lambda way: times[way])
-  return best if times[best] < _GAIN * times['loop'] else 'loop'
+def _rule(result: str) -> Callable[..., tuple[jax.Array, int]]:
+  """Of `vmap` for the primitive that gives `result`."""
+
+  def batched(
+    args: Sequence[Any],
+    dims: Sequence[Any],
+    *,
+    window: convolution.Window,
+    size: tuple[int, int] | None = None,
+  ) -> tuple[jax.Array, int]:
+    pairs = list(zip(args, dims, strict=True))
+    members = next(x.shape[d] for x, d in pairs if d is not None)
+    stacked = [x if d is None else jnp.moveaxis(x, d, 0) for x, d in pairs]
+    mapped = {r for r, d in zip(_ARGUMENTS[result], dims, strict=True) if d is not None}
+    return _together(Call(result, _sorted(mapped | {result}), members, window, size), *stacked), 0
+
+  return batched
 
 
-def _time(call: _Call, ways: Sequence[str], args: Sequence[tuple[Any, Any]]) -> dict[str, float]:
-  """Seconds of one call, the least of several, in turn; infinite where memory is too small."""
-  rng = np.random.default_rng(0)
-  arrays = [jnp.asarray(rng.standard_normal(shape, np.float32), dtype) for shape, dtype in args]
-  programs: dict[str, Any] = {}
-  times, repeats = dict.fromkeys(ways, math.inf), dict.fromkeys(ways, 1)
-  for way in ways:
-    program = jax.jit(functools.partial(_COMPUTE[way], call))
-    with contextlib.suppress(jax.errors.JaxRuntimeError):
-      programs[way] = program.lower(*arrays).compile()
-      jax.block_until_ready(programs[way](*arrays))
-  for i in range(_ROUNDS):
-    for way, program in programs.items():
-      if i and times[way] > 4 * min(times.values()):
-        continue
-      start = time.perf_counter()
-      for _ in range(repeats[way]):
-        result = program(*arrays)
-      jax.block_until_ready(result)
-      seconds = (time.perf_counter() - start) / repeats[way]
-      times[way] = min(times[way], seconds)
-      repeats[way] = max(1, math.ceil(_SECONDS / seconds))
-  return times
+def _sorted(roles: set[str]) -> str:
+  return ''.join(sorted(roles))
+
+
+def _transpose(place: int) -> Callable[..., jax.Array]:
+  """The transpose with respect to the argument at this place, of which only the type is known."""
+
+  def rule(ct: jax.Array, *args: Any, call: Call, way: str) -> jax.Array:
+    del way
+    roles = _ARGUMENTS[call.result]
+    role, known = roles[place], {roles[1 - place]: args[1 - place], call.result: ct}
+    shape = args[place].aval.shape[role in call.mapped :]
+    size = {'x': tuple(shape[1:3]), 'w': tuple(shape[:2]), 'y': None}[role]
+    own = Call(role, _sorted({*call.mapped, role}), call.members, call.window, size)
+    all_members = _together(own, *(known[r] for r in _ARGUMENTS[role]))
+    return all_members if role in call.mapped else all_members.sum(0)
+
+  return rule
+
+
+def _nested(args: Sequence[Any], dims: Sequence[Any], **params: Any) -> tuple[jax.Array, int]:
+  return jax.vmap(functools.partial(_compute, **params), tuple(dims))(*args), 0
+
+
+ad.defbilinear(members_p, _transpose(0), _transpose(1))
+batching.primitive_batchers[members_p] = _nested
+for _result, _primitive in _PRIMITIVES.items():
+  batching.primitive_batchers[_primitive] = _rule(_result)

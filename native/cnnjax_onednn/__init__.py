@@ -3,6 +3,7 @@
 Loading registers the targets `cnnjax_onednn_*` (`TARGETS`) with JAX. All take [n, h, w, c] images
 and [kernel_h, kernel_w, c / groups, out_c] kernels in float32 or bfloat16, and the attributes
 `strides`, `dilation` (height, width), `padding` (top, bottom, left, right), `groups`, `threads`.
+`members` computes several of one `kind`: what has a leading axis is each member's own.
 """
 
 import ctypes
@@ -15,7 +16,10 @@ import jax
 import numpy as np
 
 KINDS = ('forward', 'input_gradient', 'weight_gradient', 'inference')
-TARGETS = (*KINDS, 'pack', 'channel_moments', 'channel_sums', 'max_pool', 'max_pool_gradient')
+TARGETS = (
+  *(*KINDS, 'members', 'pack'),
+  *('channel_moments', 'channel_sums', 'max_pool', 'max_pool_gradient'),
+)
 
 
 @functools.cache

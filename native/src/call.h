@@ -28,14 +28,12 @@ inline ffi::Error invalid(const std::string& message) {
 }
 
 // Fills in a problem, or says what is wrong: wrong sizes here would be memory errors later.
-inline ffi::Error describe(Kind kind, const ffi::AnyBuffer& images, Integers kernel,
-                    const ffi::AnyBuffer& outputs, const Window& window, Problem& p) {
-  auto x = images.dimensions(), y = outputs.dimensions();
+inline ffi::Error describe(Kind kind, Integers x, Integers kernel, Integers y, ffi::DataType type,
+                           const Window& window, Problem& p) {
   if (x.size() != 4 || y.size() != 4 || kernel.size() != 4 || window.strides.size() != 2 ||
       window.padding.size() != 4 || window.dilation.size() != 2)
     return invalid("expected images, kernel and outputs of rank 4");
-  auto type = images.element_type();
-  if ((type != ffi::F32 && type != ffi::BF16) || outputs.element_type() != type)
+  if (type != ffi::F32 && type != ffi::BF16)
     return invalid("element types must be float32 or bfloat16, and equal");
   p = Problem{};
   p.kind = static_cast<int64_t>(kind);

@@ -11,13 +11,18 @@
 namespace cnnjax {
 namespace {
 
+bool same_types(const ffi::AnyBuffer& a, const ffi::AnyBuffer& b, const ffi::AnyBuffer& c) {
+  return a.element_type() == b.element_type() && a.element_type() == c.element_type();
+}
+
 ffi::Error convolve(Kind kind, const ffi::AnyBuffer& images, const ffi::AnyBuffer& kernel,
                     const ffi::AnyBuffer& outputs, const Window& window, int64_t threads) {
   Problem problem;
-  auto error = describe(kind, images, kernel.dimensions(), outputs, window, problem);
+  auto error = describe(kind, images.dimensions(), kernel.dimensions(), outputs.dimensions(),
+                        images.element_type(), window, problem);
   if (error.failure()) return error;
-  if (kernel.element_type() != images.element_type())
-    return invalid("images and kernel must have one element type");
+  if (!same_types(images, kernel, outputs))
+    return invalid("images, kernel and outputs must have one element type");
   problem.threads = threads;
   return guarded(threads, [&] {
     Convolution& convolution = find(problem);
@@ -46,6 +51,67 @@ ffi::Error weight_gradient(ffi::AnyBuffer images, ffi::AnyBuffer outputs,
                            ffi::Result<ffi::AnyBuffer> kernel, CNNJAX_WINDOW) {
   return convolve(Kind::kWeightGradient, images, *kernel, outputs,
                   {strides, padding, dilation, groups}, threads);
+}
+
+// An array of which every member has its own, [members, ...], or which all share.
+struct Operand {
+  Integers dims;  // of one member
+  std::byte* data;
+  size_t step;  // bytes from one member's to the next
+
+  Operand(const ffi::AnyBuffer& buffer, int64_t members) : dims(buffer.dimensions()) {
+    bool own = dims.size() == 5 && dims[0] == members;
+    data = static_cast<std::byte*>(buffer.untyped_data());
+    step = own ? buffer.size_bytes() / static_cast<size_t>(members) : 0;
+    if (own) dims = Integers(dims.begin() + 1, 4);
+  }
+
+  void* at(int64_t member) const { return data + static_cast<size_t>(member) * step; }
+};
+
+// One convolution for each member, whole members in every thread: nothing is waited for on the way.
+// Few members share the threads one after the other.
+ffi::Error members(ffi::AnyBuffer first, ffi::AnyBuffer second, ffi::Result<ffi::AnyBuffer> result,
+                   int64_t kind, int64_t members, CNNJAX_WINDOW) {
+  if (members < 1 || result->dimensions().size() != 5) return invalid("members are missing");
+  Operand a(first, members), b(second, members), c(*result, members);
+  Operand *images = &a, *kernel = &b, *outputs = &c;
+  switch (static_cast<Kind>(kind)) {
+    case Kind::kForward: break;
+    case Kind::kInputGradient: kernel = &a, outputs = &b, images = &c; break;
+    case Kind::kWeightGradient: images = &a, outputs = &b, kernel = &c; break;
+    default: return invalid("no kind of convolution");
+  }
+  Problem problem;
+  auto error = describe(static_cast<Kind>(kind), images->dims, kernel->dims, outputs->dims,
+                        first.element_type(), {strides, padding, dilation, groups}, problem);
+  if (error.failure()) return error;
+  if (!same_types(first, second, *result))
+    return invalid("images, kernel and outputs must have one element type");
+  auto one = [&](int64_t member) {
+    Convolution& convolution = find(problem);
+    Arrays arrays{images->at(member), kernel->at(member), outputs->at(member), nullptr, nullptr};
+    convolution(arrays, scratch(convolution.scratch_bytes()));
+  };
+  return guarded(threads, [&] {
+    problem.threads = members < 2 * threads ? threads : 1;
+    if (problem.threads == threads) {
+      for (int64_t member = 0; member < members; ++member) one(member);
+      return;
+    }
+    std::exception_ptr failure;
+#pragma omp parallel for schedule(static) num_threads(static_cast<int>(threads))
+    for (int64_t member = 0; member < members; ++member) {
+      try {
+        omp_set_num_threads(1);
+        one(member);
+      } catch (...) {
+#pragma omp critical
+        failure = std::current_exception();
+      }
+    }
+    if (failure) std::rethrow_exception(failure);
+  });
 }
 
 #undef CNNJAX_WINDOW
@@ -152,6 +218,15 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(cnnjax_onednn_weight_gradient, weight_gradient,
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()
                                   .Ret<ffi::AnyBuffer>()
+                                  CNNJAX_ATTRIBUTES);
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(cnnjax_onednn_members, members,
+                              ffi::Ffi::Bind()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Ret<ffi::AnyBuffer>()
+                                  .Attr<int64_t>("kind")
+                                  .Attr<int64_t>("members")
                                   CNNJAX_ATTRIBUTES);
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(

@@ -1,7 +1,5 @@
 """Each way is compared with a loop over members in float64 NumPy, derivatives included."""
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,8 +9,8 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from cnnjax import ops
-from cnnjax.errors import UserError
-from cnnjax.ops import plugin, vmapped
+from cnnjax.ops import plugin
+from cnnjax.ops.ways import WAYS
 
 NUMBERS = ('NHWC', 'HWIO', 'NHWC')
 MEMBERS = 3
@@ -89,7 +87,7 @@ def with_gradients(case):
 
 
 @pytest.mark.parametrize('choice', ['auto', 'xla'])
-@pytest.mark.parametrize('way', vmapped.WAYS)
+@pytest.mark.parametrize('way', WAYS)
 @pytest.mark.parametrize('case', CASES)
 def test_each_way(case, way, choice):
   """Images and kernels mapped, kernels alone, images alone; and y's cotangent shared."""
@@ -141,7 +139,7 @@ def in_scan(f, x, w):
   return lax.scan(step, w, None, 2)[0]
 
 
-@pytest.mark.parametrize('way', vmapped.WAYS)
+@pytest.mark.parametrize('way', WAYS)
 def test_transformations(way):
   """As XLA's convolution under the same transformations, in float64."""
   x, w, _ = arrays('strides')
@@ -161,7 +159,7 @@ def test_transformations(way):
 def test_members_over_devices(check_vma):
   x, w, factors = (np.concatenate([a, a[:1]]) for a in arrays('strides'))
   mesh = jax.make_mesh((2,), ('members',), (AxisType.Auto,), devices=jax.devices()[:2])
-  for way in (*vmapped.WAYS, 'auto'):
+  for way in (*WAYS, 'auto'):
     with ops.members(way):
       found = jax.jit(
         jax.shard_map(
@@ -180,7 +178,7 @@ def test_members_over_devices(check_vma):
 def test_bfloat16():
   x, w, factors = (jnp.asarray(a, jnp.bfloat16) for a in arrays('groups'))
   exact = [by_definition('groups', *own) for own in zip(x, w, factors, strict=True)]
-  for way in vmapped.WAYS:
+  for way in WAYS:
     with ops.members(way):
       found = jax.jit(jax.vmap(with_gradients('groups')))(x, w, factors)
     for ours, theirs in zip(found, zip(*exact, strict=True), strict=True):
@@ -206,90 +204,49 @@ def test_xla_is_left_to_xla():
     assert 'conv2d' not in str(jax.make_jaxpr(program)(x, w, factors))  # as ever, without a choice
     with ops.members('loop'):
       assert 'onednn' not in program.lower(x, w, factors).as_text()
-      assert 'while' in program.lower(x, w, factors).as_text()
-
-
-@pytest.fixture
-def picks(monkeypatch):
-  """No case picked yet."""
-  monkeypatch.setattr(vmapped, '_picked', {})
-  return vmapped.picked
-
-
-def test_the_quickest_is_timed_once_and_remembered(picks, monkeypatch):
-  x, w, factors = arrays('plain')
-  timed = []
-
-  def seconds(call, ways, args):
-    timed.append((call.primitive.name, call.mapped, args[0][0], ways))
-    return {'loop': 1.0, 'fold': 0.95 if call.roles[2] == 'w' else 0.5, 'batch': 0.7}
-
-  monkeypatch.setattr(vmapped, '_time', seconds)
-  with ops.members('auto'):
-    for _ in range(2):  # another function, the same shapes
-      found = jax.jit(lambda *args: jax.vmap(with_gradients('plain'))(*args))(x, w, factors)
-  assert [t[:3] for t in timed] == [
-    ('conv2d', 'xwy', x.shape),
-    ('conv2d_input_gradient', 'xwy', w.shape),
-    ('conv2d_weight_gradient', 'xwy', x.shape),
-  ]
-  # Of 0.95 of the loop's time nobody would notice anything.
-  assert [(case.split()[1], way) for case, way in picks().items()] == [
-    ('conv2d', 'fold'),
-    ('conv2d_input_gradient', 'fold'),
-    ('conv2d_weight_gradient', 'batch'),
-  ]
-  assert all('x=2x7x6x2 w=3x3x2x5' in case and '3 of xwy' in case for case in picks())
-
-  # The table, through JSON, builds the same program; what it doesn't have is looped.
-  table = json.loads(json.dumps(picks()))
-  del table[next(case for case in table if 'input_gradient' in case)]
-  timed.clear()
-  with ops.members(table):
-    again = jax.jit(lambda *args: jax.vmap(with_gradients('plain'))(*args))(x, w, factors)
-  assert not timed
-  np.testing.assert_array_equal(again[0], found[0])
-  np.testing.assert_array_equal(again[2], found[2])
-
-
-def test_large_convolutions_are_not_timed_on_a_cpu(picks, monkeypatch):
-  monkeypatch.setattr(vmapped, '_LARGE', 10)
-  monkeypatch.setattr(vmapped, '_time', None)
-  with ops.members('auto'):
-    jax.make_jaxpr(jax.vmap(with_gradients('plain')))(*arrays('plain'))
-  assert set(picks().values()) == {'loop'}
-
-
-def test_only_so_many_cases_are_kept(picks, monkeypatch):
-  monkeypatch.setattr(vmapped, '_KEPT', 2)
-  monkeypatch.setattr(vmapped, '_time', lambda *_: {'loop': 1.0})
-  with ops.members('auto'):
-    jax.make_jaxpr(jax.vmap(with_gradients('plain')))(*arrays('plain'))
-  assert [case.split()[1] for case in picks()] == [
-    'conv2d_input_gradient',
-    'conv2d_weight_gradient',
-  ]
-
-
-def test_what_takes_too_much_memory_is_no_way(picks, monkeypatch):
-  def full(*_):
-    raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED')
-
-  monkeypatch.setitem(vmapped._COMPUTE, 'fold', full)
-  monkeypatch.setitem(vmapped._COMPUTE, 'batch', full)
-  with ops.members('auto'):
-    jax.make_jaxpr(jax.vmap(with_gradients('plain')))(*arrays('plain'))
-  assert set(picks().values()) == {'loop'}
-
-
-@pytest.mark.parametrize('choice', ['grouped', {'cpu conv2d': 'grouped'}])
-def test_a_way_that_does_not_exist(choice):
-  with pytest.raises(UserError, match=r"ops.members='grouped' is unknown: Allowed: "):
-    ops.members(choice)
+      assert 'stablehlo.while' in program.lower(x, w, factors).as_text()
 
 
 @pytest.mark.skipif(plugin.load() is None, reason='cnnjax-onednn is not installed')
 def test_loops_call_the_plugin():
   program = jax.jit(jax.vmap(with_gradients('plain')))
   with ops.members('loop'):
-    assert 'cnnjax_onednn_forward' in program.lower(*arrays('plain')).as_text()
+    assert 'cnnjax_onednn_members' in program.lower(*arrays('plain')).as_text()
+
+
+@pytest.mark.skipif(plugin.load() is None, reason='cnnjax-onednn is not installed')
+@pytest.mark.parametrize('members', [1, 3, 4, 9])
+@pytest.mark.parametrize('threads', [1, 2])
+def test_members_share_threads(members, threads, monkeypatch):
+  """Fewer than twice the threads one after the other in all threads, more in a thread each."""
+  monkeypatch.setattr(plugin, 'threads', lambda: threads)
+  x, w, factors = (np.concatenate([a] * 3)[:members] for a in arrays('groups'))
+  with ops.members('loop'):
+    found = jax.jit(jax.vmap(with_gradients('groups')))(x, w, factors)
+  exact = [by_definition('groups', *own) for own in zip(x, w, factors, strict=True)]
+  for ours, theirs in zip(found, zip(*exact, strict=True), strict=True):
+    close(ours, np.stack(theirs))
+
+
+@pytest.mark.skipif(plugin.load() is None, reason='cnnjax-onednn is not installed')
+def test_wrong_members_are_an_error_and_no_crash():
+  call = jax.ffi.ffi_call(
+    'cnnjax_onednn_members', jax.ShapeDtypeStruct((2, 1, 2, 2, 4), np.float32)
+  )
+  x, w = np.ones((2, 1, 4, 4, 3), np.float32), np.ones((2, 3, 3, 3, 4), np.float32)
+  attributes = {
+    'kind': np.int64(0),
+    'members': np.int64(2),
+    'strides': np.array([1, 1]),
+    'padding': np.array([0, 0, 0, 0]),
+    'dilation': np.array([1, 1]),
+    'groups': np.int64(1),
+    'threads': np.int64(1),
+  }
+  np.testing.assert_array_equal(call(x, w, **attributes), np.full((2, 1, 2, 2, 4), 27.0))
+  np.testing.assert_array_equal(call(x[0], w, **attributes), np.full((2, 1, 2, 2, 4), 27.0))
+  for change in ({'members': np.int64(3)}, {'members': np.int64(0)}, {'kind': np.int64(3)}):
+    with pytest.raises(Exception, match='cnnjax_onednn: '):
+      jax.block_until_ready(call(x, w, **{**attributes, **change}))
+  with pytest.raises(Exception, match='cnnjax_onednn: '):
+    jax.block_until_ready(call(x, w[:1], **attributes))
