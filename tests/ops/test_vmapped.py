@@ -193,7 +193,7 @@ def test_bfloat16():
 
 
 def test_nothing_changes_outside_of_vmap():
-  x, w, _ = (a[0] for a in arrays('groups'))
+  x, w, _ = (a[0] for a in arrays('strides'))
   gradient = jax.jit(lambda x, w: jax.grad(loss(ops.conv_general_dilated), (0, 1))(x, w))
   for choice in ('auto', 'xla'):
     with ops.using(choice):
