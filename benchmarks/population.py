@@ -1,14 +1,15 @@
 """A population trained in one program against the same runs one after another in one process.
 
-  python benchmarks/population.py [--cases=lenet5,digits] [--members=16] [--rounds=10] [--json]
-      [--programs=vmap:auto,map,vmap:auto*10,map*10,vmap:auto*10@2,map*10@2]
+  python benchmarks/population.py [--cases=lenet5,digits,small] [--members=16] [--rounds=10]
+      [--programs=vmap:auto,vmap:auto*10,map*10,vmap:auto*10@2,map*10@2] [--json]
 
-Both cases train with AdamW, every member with a learning rate and an order of examples of its
+All cases train with AdamW, every member with a learning rate and an order of examples of its
 own: `lenet5` is LeNet-5 on 28x28 images with batch 64, `digits` the zoo's `cnn` on the shipped 8x8
-digits with batch 16. `alone` is the ordinary jitted step, called from Python for one member after
-the other. Programs are named FORM*STEPS@DEVICES: `vmap:WAY` maps the step over the members, their
-convolutions computed as `ops.members(WAY)` says; `map` loops over the members' whole steps inside
-the program; *10 takes ten steps a call (`lax.scan`); @2 spreads the members over two virtual
+digits with batch 16, `small` the same with fewer features. `alone` is the ordinary jitted step,
+called from Python for one member after the other. Programs are named FORM*STEPS@DEVICES: `vmap:WAY`
+maps the step over the members, their convolutions computed as `ops.members(WAY)` says, `vmap4:WAY`
+over four at a time, chunk after chunk; `map` loops over members inside the program; *10 takes ten
+steps a call (`lax.scan`), a chunk's before the next one's; @2 spreads the members over two virtual
 devices of the CPU.
 
 Programs for one and for two devices need processes of their own, which take turns: the others
@@ -32,7 +33,7 @@ import numpy as np
 
 from cnnjax import memory
 
-PROGRAMS = 'vmap:auto,map,vmap:auto*10,map*10,vmap:auto*10@2,map*10@2'
+PROGRAMS = 'vmap:auto,vmap:auto*10,map*10,vmap:auto*10@2,map*10@2'
 
 
 class Case(NamedTuple):
@@ -42,9 +43,14 @@ class Case(NamedTuple):
   image: tuple[int, int, int]
   batch_size: int
   steps: int
+  options: dict[str, Any]
 
 
-CASES = {'lenet5': Case('lenet5', (28, 28, 1), 64, 20), 'digits': Case('cnn', (8, 8, 1), 16, 50)}
+CASES = {
+  'lenet5': Case('lenet5', (28, 28, 1), 64, 20, {}),
+  'digits': Case('cnn', (8, 8, 1), 16, 50, {}),
+  'small': Case('cnn', (8, 8, 1), 16, 50, {'features': (16, 32), 'dense': (64,)}),
+}
 
 
 class Program(NamedTuple):
@@ -93,7 +99,7 @@ def build(case: Case, members: int, program: Program):
     source = sources.load('digits', 'train')
     images, labels = source.images, source.labels
   data = jax.device_put((images, labels))
-  task = classification(models.create(case.model, num_classes=10))
+  task = classification(models.create(case.model, num_classes=10, **case.options))
   normalise = preprocess.make_preprocess(None, (0.5,), (0.25,))
   create = functools.partial(optimizers.create, 'adamw', weight_decay=1e-2)
 
@@ -129,19 +135,21 @@ def build(case: Case, members: int, program: Program):
     return alone
 
   form, _, way = program.form.partition(':')
-  if form == 'vmap':
-    every = jax.vmap(step, (0, 0, 0, None, None))
-  else:
-    every = lambda states, rates, batch, *data: jax.lax.map(
-      lambda member: step(*member, *data), (states, rates, batch)
-    )
-
-  def several(states, rates, batches, *data):
-    scanned = lambda states, batch: every(states, rates, batch, *data)
-    return jax.lax.scan(scanned, states, batches)
-
   one = program.steps == 1
-  call, along = (every, P('members')) if one else (several, P(None, 'members'))
+  size = None if form == 'map' else int(form.removeprefix('vmap') or members)
+
+  def several(state, rate, batches, *data):
+    return jax.lax.scan(lambda state, batch: step(state, rate, batch, *data), state, batches)
+
+  def call(states, rates, batches, *data):
+    # All steps of a chunk of members before the next chunk's: its states stay in the cache.
+    own = lambda member: (step if one else several)(*member, *data)
+    turned = batches if one else jax.tree.map(lambda x: x.swapaxes(0, 1), batches)
+    if size and size >= len(rates):
+      return jax.vmap(own)((states, rates, turned))
+    return jax.lax.map(own, (states, rates, turned), batch_size=size)
+
+  along = P('members') if one else P(None, 'members')
   if program.devices > 1:
     mesh = Mesh(np.asarray(jax.devices()[: program.devices]), ('members',))
     states = jax.device_put(states, NamedSharding(mesh, P('members')))
@@ -150,13 +158,13 @@ def build(case: Case, members: int, program: Program):
       call,
       mesh=mesh,
       in_specs=(P('members'), P('members'), along, P(), P()),
-      out_specs=(P('members'), along),
+      out_specs=P('members'),
       check_vma=False,
     )
   jitted = jax.jit(call, donate_argnums=0)
-  size = program.steps
   feed = [
-    at(batches, t) if one else at(batches, slice(t, t + size)) for t in range(0, case.steps, size)
+    at(batches, t) if one else at(batches, slice(t, t + program.steps))
+    for t in range(0, case.steps, program.steps)
   ]
 
   def together():
@@ -171,7 +179,7 @@ def build(case: Case, members: int, program: Program):
       jax.block_until_ready(before)
       before = values
     losses = np.asarray(values['loss'])
-    return (losses if one else losses[-1]).tolist()
+    return (losses if one else losses[:, -1]).tolist()
 
   return together
 
@@ -224,7 +232,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument('--cases', default='lenet5,digits')
+  parser.add_argument('--cases', default='lenet5,digits,small')
   parser.add_argument('--programs', default=PROGRAMS)
   parser.add_argument('--members', type=int, default=16)
   parser.add_argument('--rounds', type=int, default=10)
