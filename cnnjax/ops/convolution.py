@@ -124,16 +124,22 @@ def _input_gradient(
   w: jax.Array, dy: jax.Array, *, window: Window, size: tuple[int, int]
 ) -> jax.Array:
   shape = (dy.shape[0], *size, w.shape[2] * window.groups)
-  forward = lambda x: _conv2d(x, w, window=window)
-  return jax.linear_transpose(forward, jax.ShapeDtypeStruct(shape, dy.dtype))(dy)[0]
+  return _transpose(lambda x: _conv2d(x, w, window=window), shape, dy)
 
 
 def _weight_gradient(
   x: jax.Array, dy: jax.Array, *, window: Window, size: tuple[int, int]
 ) -> jax.Array:
   shape = (*size, x.shape[-1] // window.groups, dy.shape[-1])
-  forward = lambda w: _conv2d(x, w, window=window)
-  return jax.linear_transpose(forward, jax.ShapeDtypeStruct(shape, dy.dtype))(dy)[0]
+  return _transpose(lambda w: _conv2d(x, w, window=window), shape, dy)
+
+
+def _transpose(forward: Callable[..., Any], shape: Sequence[int], dy: jax.Array) -> jax.Array:
+  like = jnp.zeros(shape, dy.dtype)
+  # Inside `shard_map` it varies with the device as dy does, or JAX would add the devices' up.
+  if axes := jax.typeof(dy).manual_axis_type.varying:
+    like = lax.pcast(like, tuple(axes), to='varying')
+  return jax.linear_transpose(forward, like)(dy)[0]
 
 
 def _native(kind: str, order: Sequence[int]) -> Callable[..., Any]:
