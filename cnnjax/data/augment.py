@@ -5,7 +5,7 @@ draws from fold_in(key, i): one added at the end leaves the draws before it as t
 in between moves those after it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +48,25 @@ def parse(spec: str) -> Augment:
   Raises:
     UserError: wrong syntax, an unknown name or option, or a value out of range.
   """
-  operations = recipe.parse('augment', spec, AUGMENTATIONS, _EXAMPLE)
+  augment = compose(operations(spec))
+  # Traces once, without computing, so that a value out of range is reported before training.
+  shape = jax.ShapeDtypeStruct((256, 256, 3), jnp.float32)
+  shown = {'visit': jnp.int32(0)} if recipe.takes_visit(augment) else {}
+  jax.eval_shape(lambda k, x: augment(k, x, **shown), jax.random.key(0), shape)
+  return augment
+
+
+def operations(spec: str) -> list[Callable[..., Array]]:
+  """The operations of a recipe, in order, with their options bound; `compose` puts them together.
+
+  Raises:
+    UserError: wrong syntax, an unknown name or option.
+  """
+  return recipe.parse('augment', spec, AUGMENTATIONS, _EXAMPLE)
+
+
+def compose(operations: Sequence[Callable[..., Array]]) -> Augment:
+  """One function, as `parse` describes it, of operations that may have options of their own."""
 
   def apply(key: Array, image: Array, shown: dict[str, Array]) -> Array:
     for position, operation in enumerate(operations):
@@ -61,10 +79,7 @@ def parse(spec: str) -> Augment:
 
   def augment_visit(key: Array, image: Array, *, visit: Array | None = None) -> Array:
     if visit is None:
-      raise errors.UserError(f'augment={spec!r} needs batches with `epoch`, as in training')
+      raise errors.UserError('augment: this recipe needs batches with `epoch`, as in training')
     return apply(key, image, {'visit': visit})
 
-  # Traces once, without computing, so that a value out of range is reported before training.
-  shape = jax.ShapeDtypeStruct((256, 256, 3), jnp.float32)
-  jax.eval_shape(lambda k, x: apply(k, x, {'visit': jnp.int32(0)}), jax.random.key(0), shape)
   return augment_visit if any(map(recipe.takes_visit, operations)) else augment

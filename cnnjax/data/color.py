@@ -42,13 +42,14 @@ def color_jitter(
   for option, width in widths.items():
     recipe.check_number('augment: color_jitter', option, width, 0, 0.5 if option == 'hue' else 1)
   light, spread, strength, turn = jax.random.uniform(key, (4,), minval=-1, maxval=1)
-  if brightness:
+  wanted = {option: recipe.is_traced(width) or width for option, width in widths.items()}
+  if wanted['brightness']:
     image = jnp.clip(dm_pix.adjust_brightness(image, brightness * light), 0, 1)
-  if contrast:
+  if wanted['contrast']:
     image = jnp.clip(dm_pix.adjust_contrast(image, 1 + contrast * spread), 0, 1)
   if image.shape[-1] == 3:
-    if saturation:
+    if wanted['saturation']:
       image = cast(Array, dm_pix.adjust_saturation(image, 1 + saturation * strength))
-    if hue:
+    if wanted['hue']:
       image = cast(Array, dm_pix.adjust_hue(image, hue * turn))
   return image

@@ -61,7 +61,7 @@ def random_erasing(
   height, width, _ = image.shape
   chance_key, box_key, noise_key = jax.random.split(key, 3)
   *box, fits = geometry.random_box(box_key, height, width, scale, ratio)
-  erased = fits & jax.random.bernoulli(chance_key, float(probability))
+  erased = fits & jax.random.bernoulli(chance_key, jnp.float32(probability))
   # Bytes, like the pixels: a word of random bits gives four.
   words = jax.random.bits(noise_key, (-(-image.size // 4),))
   noise = lax.bitcast_convert_type(words, jnp.uint8).reshape(-1)[: image.size]

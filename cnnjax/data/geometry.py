@@ -171,7 +171,7 @@ def flip_horizontal(key: Array, image: Array, *, probability: float = 0.5) -> Ar
     `[H, W, C]`.
   """
   recipe.check_number('augment: flip_horizontal', 'probability', probability, 0, 1)
-  return jnp.where(jax.random.bernoulli(key, float(probability)), image[:, ::-1], image)
+  return jnp.where(jax.random.bernoulli(key, jnp.float32(probability)), image[:, ::-1], image)
 
 
 def flip_alternating(key: Array, image: Array, *, visit: Array) -> Array:
@@ -193,6 +193,10 @@ def flip_alternating(key: Array, image: Array, *, visit: Array) -> Array:
   return jnp.where(visit % 2 == 1, image[:, ::-1], image)
 
 
+def _radians(degrees: float) -> float:
+  return degrees * (math.pi / 180)  # of traced numbers as well
+
+
 def rotate(key: Array, image: Array, *, degrees: float) -> Array:
   """Turns the image about its centre by an angle uniform in [-degrees, degrees]; black outside.
 
@@ -205,7 +209,7 @@ def rotate(key: Array, image: Array, *, degrees: float) -> Array:
     `[H, W, C]`, bilinear.
   """
   recipe.check_number('augment: rotate', 'degrees', degrees, 0, 180)
-  angle = math.radians(degrees) * jax.random.uniform(key, (), minval=-1, maxval=1)
+  angle = _radians(degrees) * jax.random.uniform(key, (), minval=-1, maxval=1)
   sin, cos = jnp.sin(angle), jnp.cos(angle)
   return warp(image, (cos, sin, -sin, cos), (0.0, 0.0))
 
@@ -239,7 +243,7 @@ def affine(
   recipe.check_number(where, 'shear', shear, 0, 89)
   height, width, _ = image.shape
   draws = jax.random.uniform(key, (5,), minval=-1, maxval=1)
-  angle, slope = math.radians(degrees) * draws[0], jnp.tan(math.radians(shear) * draws[1])
+  angle, slope = _radians(degrees) * draws[0], jnp.tan(_radians(shear) * draws[1])
   down, right = translate * height * draws[2], translate * width * draws[3]
   low, high = scale
   sin, cos = jnp.sin(angle), jnp.cos(angle)

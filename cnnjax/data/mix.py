@@ -5,7 +5,7 @@ so on several devices only the boundary rows travel. How much is mixed, and wher
 each example by its id. So the number of devices doesn't change what is computed.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -78,9 +78,24 @@ def parse(spec: str, *, num_classes: int) -> Mix | None:
   Raises:
     UserError: wrong syntax, an unknown name or option, or a value out of range.
   """
-  operations = recipe.parse('mix', spec, MIXES, _EXAMPLE)
-  if not operations:
-    return None
+  found = operations(spec)
+  # Traces once, without computing, so that a value out of range is reported before training.
+  for operation in found:
+    jax.eval_shape(lambda key, draw=operation: draw(key, 8, 8), jax.random.key(0))
+  return compose(found, num_classes=num_classes) if found else None
+
+
+def operations(spec: str) -> list[Callable[..., tuple[Array, Array]]]:
+  """The operations of a recipe, in order, with their options bound; `compose` puts them together.
+
+  Raises:
+    UserError: wrong syntax, an unknown name or option.
+  """
+  return recipe.parse('mix', spec, MIXES, _EXAMPLE)
+
+
+def compose(operations: Sequence[Callable[..., tuple[Array, Array]]], *, num_classes: int) -> Mix:
+  """One function, as `parse` describes it, of operations that may have options of their own."""
 
   def draw(key: Array, height: int, width: int) -> tuple[Array, Array]:
     choice_key, *keys = jax.random.split(key, len(operations) + 1)
@@ -105,8 +120,6 @@ def parse(spec: str, *, num_classes: int) -> Mix | None:
     }
     return {**batch, **mixed}
 
-  # Traces once, without computing, so that a value out of range is reported before training.
-  jax.eval_shape(lambda key: draw(key, 8, 8), jax.random.key(0))
   return mix
 
 

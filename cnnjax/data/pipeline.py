@@ -57,7 +57,11 @@ def train_ids(seed: int, step: int, num_examples: int, batch_size: int) -> np.nd
     int32 `[batch_size]`.
   """
   _check_sizes(num_examples, batch_size)
-  start, stop = step * batch_size, (step + 1) * batch_size
+  return ids_between(seed, step * batch_size, (step + 1) * batch_size, num_examples)
+
+
+def ids_between(seed: int, start: int, stop: int, num_examples: int) -> np.ndarray:
+  """The examples at the positions of training from `start` to before `stop`: int32."""
   parts = []
   for epoch in range(start // num_examples, (stop - 1) // num_examples + 1):
     first = epoch * num_examples

@@ -83,12 +83,24 @@ def _bind(
   return functools.partial(function, **options)
 
 
+def is_traced(value: Any) -> bool:
+  """Whether a number is known to a compiled program alone: a member's, of `sweep.population`."""
+  import jax  # who reads recipes on the host does without
+
+  return isinstance(value, jax.Array)
+
+
 def _is_number(value: Any) -> bool:
   return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def check_integer(where: str, option: str, value: Any, low: int, high: int | None = None) -> None:
-  """Refuses all but integers from `low` to `high`; `where` is e.g. 'augment: cutout'."""
+  """Refuses all but integers from `low` to `high`; `where` is e.g. 'augment: cutout'.
+
+  Numbers that are traced were checked before, here and below.
+  """
+  if is_traced(value):
+    return
   whole = isinstance(value, int) and not isinstance(value, bool)
   if not whole or value < low or (high is not None and value > high):
     allowed = f'>= {low}' if high is None else f'in [{low}, {high}]'
@@ -97,12 +109,16 @@ def check_integer(where: str, option: str, value: Any, low: int, high: int | Non
 
 def check_number(where: str, option: str, value: Any, low: float, high: float) -> None:
   """Refuses all but numbers from `low` to `high`."""
+  if is_traced(value):
+    return
   if not _is_number(value) or not low <= value <= high:
     raise errors.UserError(f'{where}({option}={value!r}) must be a number in [{low:g}, {high:g}]')
 
 
 def check_interval(where: str, option: str, value: Any, low: float, high: float) -> None:
   """Refuses all but two numbers in increasing order, above `low` and up to `high`."""
+  if isinstance(value, tuple) and any(map(is_traced, value)):
+    return
   pair = value if isinstance(value, tuple | list) and all(map(_is_number, value)) else ()
   if len(pair) != 2 or not low < pair[0] <= pair[1] <= high:
     raise errors.UserError(

@@ -6,6 +6,7 @@ from cnnjax.ops import vmapped as vmapped
 from cnnjax.ops.batch_norm import batch_norm as batch_norm
 from cnnjax.ops.batch_norm import channel_moments as channel_moments
 from cnnjax.ops.convolution import conv_general_dilated as conv_general_dilated
+from cnnjax.ops.plugin import slow_in_loops as slow_in_loops
 from cnnjax.ops.plugin import using as using
 from cnnjax.ops.pooling import max_pool as max_pool
 from cnnjax.ops.ways import members as members

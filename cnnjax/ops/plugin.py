@@ -38,6 +38,12 @@ def chosen() -> bool:
   return load() is not None
 
 
+def slow_in_loops() -> bool:
+  """Whether convolutions traced here would be naive loops inside of `lax.scan` and its like: XLA's
+  are, on the CPU."""
+  return jax.default_backend() == 'cpu' and not chosen()
+
+
 @functools.cache
 def load() -> Any:
   """The plugin, its targets registered; None where it isn't installed or can't be loaded."""

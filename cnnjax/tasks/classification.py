@@ -30,7 +30,8 @@ def classification(
   Args:
     model: images to logits `[N, C]`.
     loss: one of LOSSES.
-    label_smoothing: in [0, 1); used in the training loss alone, never in metrics.
+    label_smoothing: in [0, 1), or traced (not checked); used in the training loss alone, never in
+      metrics.
     mirror: predict by the mean of the logits of an image and of its mirror image, left and right.
     shift: predict by the mean over five windows of the image's size as well: the image itself and
       those moved by `shift` pixels along both diagonals, beyond whose border the image is reflected
@@ -45,7 +46,8 @@ def classification(
   if loss not in LOSSES:
     raise errors.unknown('loss.name', loss, LOSSES)
   number = isinstance(label_smoothing, numbers.Real) and not isinstance(label_smoothing, bool)
-  if not (number and 0 <= label_smoothing < 1):
+  traced = isinstance(label_smoothing, Array)
+  if not (traced or (number and 0 <= label_smoothing < 1)):
     raise errors.UserError(
       f'loss.label_smoothing={label_smoothing!r} must be a number from 0 to below 1'
     )

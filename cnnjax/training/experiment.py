@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 import optax
+from flax import linen as nn
 
 from cnnjax import errors, models, ops
 from cnnjax.config import Config
@@ -103,35 +104,10 @@ def create(config: Config, directory: str) -> Experiment:
   train, test = (source(config, split) for split in ('train', 'test'))
   mix_batch = mix.parse(config.mix, num_classes=len(train.class_names))
   plan = make_plan(config, len(train), len(test), len(devices.devices))
-  schedule = schedules.create(
-    config.schedule.name,
-    learning_rate=config.optimizer.learning_rate,
-    total_steps=plan.steps,
-    warmup_steps=plan.warmup_steps,
-    **config.schedule.options,
-  )
-  options = {k: v for k, v in config.optimizer.items() if k not in ('name', 'learning_rate')}
-  optimizer = optimizers.create(config.optimizer.name, schedule, freeze=config.freeze, **options)
-  overrides = {k: v for k, v in config.model.items() if k != 'name'}
-  for key in {'num_classes', 'dtype'} & overrides.keys():
-    raise errors.UserError(
-      f'config.model.{key}={overrides[key]!r} must not be set: num_classes is the number of the'
-      " data's classes, dtype is config.dtype"
-    )
-  model = models.create(
-    config.model.name, num_classes=len(train.class_names), dtype=config.dtype, **overrides
-  )
-  # Frozen features are those of the statistics that they were learnt with, not of the batch's.
-  fixed = {'use_running_average': True} if config.freeze_statistics else {}
-  task = classification.classification(
-    norm.with_batch_norm(model, axis_name=devices.axis_name, **fixed),
-    loss=config.loss.name,
-    label_smoothing=config.loss.label_smoothing,
-    mirror=config.eval_mirror,
-    shift=config.eval_shift,
-  )
-  if config.freeze:
-    task = task._replace(loss=optimizers.spare_frozen(task.loss, config.freeze))
+  schedule = make_schedule(config, plan)
+  optimizer = make_optimizer(config, schedule)
+  model = make_model(config, len(train.class_names))
+  task = make_task(config, model, axis_name=devices.axis_name)
 
   limit = config.data.resident_megabytes * 2**20
   if sources.fits(train, limit) and sources.fits(test, limit):
@@ -140,58 +116,22 @@ def create(config: Config, directory: str) -> Experiment:
     )
   else:
     feed = _streamed_feed(config, plan, devices, train, test)
-  description = processes.share(lambda: _describe(config, directory, train, test))
+  description = processes.share(lambda: describe(config, directory, train, test))
   normalise = preprocess.make_preprocess(
     augment_image, description['mean'], description['std'], 'float32'
   )
 
-  key = jax.random.key(config.seed)
-  init_key, step_key = jax.random.split(key)
-  # It runs once: what more of LLVM's optimisation would gain, it takes longer to find.
-  cpu = devices.devices[0].platform == 'cpu'
-  quick: Any = {'xla_backend_optimization_level': 1} if cpu else None
-
-  def init() -> State:
-    shape = _image_shape(config, train)
-    batch = {'image': np.zeros((1, *shape), np.float32)}
-    make = functools.partial(
-      state_lib.init, task=task, optimizer=optimizer, batch=batch, ema=config.ema_decay > 0
-    )
-    start = jax.jit(make, compiler_options=quick)
-    with ops.using(config.ops):
-      try:
-        traced = start.lower(init_key)
-      except Exception as e:
-        if isinstance(e, errors.UserError) or not overrides:
-          raise
-        raise errors.UserError(
-          f'config.model={dict(config.model)} makes no network for images of {shape}: '
-          f'{type(e).__name__}: {str(e)[:300]}'
-        ) from e
-      state = traced.compile()(init_key)
-    if not (config.init_from or config.init_zero):
-      return state
-    classes = len(train.class_names)
-    return warm_start.start(state, config, optimizer, image=shape, num_classes=classes)
-
+  init_key, step_key = jax.random.split(jax.random.key(config.seed))
+  init = make_init(config, task, optimizer, train, ema=config.ema_decay > 0)
   axis = devices.axis_name
   common: Any = {'preprocess': normalise, 'axis_name': axis}
-  train_step = steps.make_train_step(
-    task,
-    optimizer,
-    key=step_key,
-    mix=mix_batch,
-    micro_batches=config.micro_batches,
-    sam_radius=config.sam_radius,
-    ema_decay=config.ema_decay,
-    **common,
-  )
+  train_step = make_train_step(config, task, optimizer, key=step_key, mix=mix_batch, **common)
   eval_step = steps.make_eval_step(task, **common)
   forgetful = norm.with_batch_norm(model, axis_name=axis, momentum=0.0)
   statistics_step = steps.make_statistics_step(
     classification.classification(forgetful), key=step_key, **common
   )
-  statistics_step = feed.compile(_under(config.ops, statistics_step), feed.train_data, False)
+  statistics_step = feed.compile(under(config.ops, statistics_step), feed.train_data, False)
 
   def recalibrate(state: State) -> State:
     if not config.eval_statistics:
@@ -203,7 +143,7 @@ def create(config: Config, directory: str) -> Experiment:
       return dataclasses.replace(state, batch_stats=statistics)
     return dataclasses.replace(state, ema={**state.ema, 'batch_stats': statistics})
 
-  features_step = _under(config.ops, steps.make_features_step(task, **common))
+  features_step = under(config.ops, steps.make_features_step(task, **common))
 
   def features(state: State, split: str) -> tuple[np.ndarray, np.ndarray]:
     data = feed.train_data if split == 'train' else feed.test_data
@@ -221,9 +161,9 @@ def create(config: Config, directory: str) -> Experiment:
     schedule=schedule,
     devices=devices,
     description=description,
-    init=init,
-    train_step=feed.compile(_under(config.ops, train_step), feed.train_data, True),
-    eval_step=feed.compile(_under(config.ops, eval_step), feed.test_data, False),
+    init=lambda: init(init_key),
+    train_step=feed.compile(under(config.ops, train_step), feed.train_data, True),
+    eval_step=feed.compile(under(config.ops, eval_step), feed.test_data, False),
     recalibrate=recalibrate,
     train_batches=feed.train_batches,
     test_batches=functools.partial(feed.passes, 'test'),
@@ -231,7 +171,114 @@ def create(config: Config, directory: str) -> Experiment:
   )
 
 
-def _under(choice: str, step: Callable[..., Any]) -> Callable[..., Any]:
+def make_schedule(config: Config, plan: Plan) -> optax.Schedule:
+  """The learning rate of a step. Of config's numbers, here and below, those may be traced that
+  `cnnjax.sweep.hyper` names."""
+  return schedules.create(
+    config.schedule.name,
+    learning_rate=config.optimizer.learning_rate,
+    total_steps=plan.steps,
+    warmup_steps=plan.warmup_steps,
+    **config.schedule.options,
+  )
+
+
+def make_optimizer(config: Config, schedule: optax.Schedule) -> optax.GradientTransformation:
+  """The optimizer, which takes its learning rate from the schedule."""
+  options = {k: v for k, v in config.optimizer.items() if k not in ('name', 'learning_rate')}
+  return optimizers.create(config.optimizer.name, schedule, freeze=config.freeze, **options)
+
+
+def make_model(config: Config, num_classes: int) -> nn.Module:
+  """The network.
+
+  Raises:
+    UserError: an unknown model or field, or one that isn't the model's to set.
+  """
+  overrides = _overrides(config)
+  for key in {'num_classes', 'dtype'} & overrides.keys():
+    raise errors.UserError(
+      f'config.model.{key}={overrides[key]!r} must not be set: num_classes is the number of the'
+      " data's classes, dtype is config.dtype"
+    )
+  return models.create(config.model.name, num_classes=num_classes, dtype=config.dtype, **overrides)
+
+
+def _overrides(config: Config) -> dict[str, Any]:
+  return {k: v for k, v in config.model.items() if k != 'name'}
+
+
+def make_task(config: Config, model: nn.Module, *, axis_name: str | None = None) -> Task:
+  """The task of the model, whose batch normalisation is over all devices of `axis_name`."""
+  # Frozen features are those of the statistics that they were learnt with, not of the batch's.
+  fixed = {'use_running_average': True} if config.freeze_statistics else {}
+  task = classification.classification(
+    norm.with_batch_norm(model, axis_name=axis_name, **fixed),
+    loss=config.loss.name,
+    label_smoothing=config.loss.label_smoothing,
+    mirror=config.eval_mirror,
+    shift=config.eval_shift,
+  )
+  if config.freeze:
+    task = task._replace(loss=optimizers.spare_frozen(task.loss, config.freeze))
+  return task
+
+
+def make_train_step(
+  config: Config, task: Task, optimizer: optax.GradientTransformation, **options: Any
+) -> Callable[[State, Any], tuple[State, steps.Metrics]]:
+  """`steps.make_train_step` as the config has it; options are the others of that function."""
+  return steps.make_train_step(
+    task,
+    optimizer,
+    micro_batches=config.micro_batches,
+    sam_radius=config.sam_radius,
+    ema_decay=config.ema_decay,
+    **options,
+  )
+
+
+def make_init(
+  config: Config,
+  task: Task,
+  optimizer: optax.GradientTransformation,
+  train: sources.Source,
+  *,
+  ema: bool,
+) -> Callable[[jax.Array], State]:
+  """The state before the first step, as a function of its key; compiled at the first call."""
+  # It runs once: what more of LLVM's optimisation would gain, it takes longer to find.
+  quick: Any = {'xla_backend_optimization_level': 1} if jax.default_backend() == 'cpu' else None
+  shape = _image_shape(config, train)
+
+  @functools.cache
+  def compiled() -> Callable[[jax.Array], State]:
+    batch = {'image': np.zeros((1, *shape), np.float32)}
+    make = functools.partial(state_lib.init, task=task, optimizer=optimizer, batch=batch, ema=ema)
+    start = jax.jit(make, compiler_options=quick)
+    with ops.using(config.ops):
+      try:
+        traced = start.lower(jax.random.key(0))
+      except Exception as e:
+        if isinstance(e, errors.UserError) or not _overrides(config):
+          raise
+        raise errors.UserError(
+          f'config.model={dict(config.model)} makes no network for images of {shape}: '
+          f'{type(e).__name__}: {str(e)[:300]}'
+        ) from e
+      return traced.compile()
+
+  def init(key: jax.Array) -> State:
+    state = compiled()(key)
+    if not (config.init_from or config.init_zero):
+      return state
+    classes = len(train.class_names)
+    return warm_start.start(state, config, optimizer, image=shape, num_classes=classes)
+
+  return init
+
+
+def under(choice: str, step: Callable[..., Any]) -> Callable[..., Any]:
   """The step, traced under a choice of `cnnjax.ops.using`."""
 
   def chosen(*args: Any) -> Any:
@@ -297,9 +344,14 @@ def make_plan(config: Config, train_size: int, test_size: int, devices: int) -> 
   )
 
 
-def _describe(
+def describe(
   config: Config, directory: str, train: sources.Source, test: sources.Source
 ) -> dict[str, Any]:
+  """Class names, sizes and statistics: what data.json has, where there is one, else written there.
+
+  Raises:
+    UserError: data.json is of other data.
+  """
   found = {
     'name': config.data.name,
     'class_names': list(train.class_names),

@@ -4,6 +4,7 @@ Labels are class indices `[N]`, or a distribution (one-hot, soft, multi-hot) ove
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,13 +22,13 @@ def softmax_cross_entropy(logits: Array, labels: Array, *, label_smoothing: floa
     labels: integer `[N]`, or `[N, C]`. An index outside [0, C) gives NaN, so that training stops
       instead of learning from it.
     label_smoothing: weight of the uniform distribution mixed into the labels: (1 - e) y + e / C,
-      https://arxiv.org/abs/1512.00567 section 7.
+      https://arxiv.org/abs/1512.00567 section 7; a number, or a traced one.
 
   Returns:
     `[N]` float32.
   """
   logits = logits.astype(jnp.float32)
-  if labels.ndim == 1 and not label_smoothing:
+  if labels.ndim == 1 and not _smooths(label_smoothing):
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
   else:
     losses = optax.softmax_cross_entropy(logits, _targets(logits, labels, label_smoothing))
@@ -63,7 +64,11 @@ def _targets(logits: Array, labels: Array, label_smoothing: float) -> Array:
     targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=jnp.float32)
   else:
     targets = labels.astype(jnp.float32)
-  return optax.smooth_labels(targets, label_smoothing) if label_smoothing else targets
+  return optax.smooth_labels(targets, label_smoothing) if _smooths(label_smoothing) else targets
+
+
+def _smooths(label_smoothing: Any) -> bool:
+  return isinstance(label_smoothing, jax.Array) or bool(label_smoothing)
 
 
 def _nan_where_invalid(losses: Array, logits: Array, labels: Array) -> Array:

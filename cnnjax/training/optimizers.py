@@ -222,7 +222,9 @@ def create(
   decay, clip = optax.identity(), optax.identity()
   if isinstance(weight_decay, jax.Array) or weight_decay:
     decay = optax.add_decayed_weights(weight_decay, mask=mask)
-  if isinstance(clip_norm, jax.Array) or clip_norm:
+  if isinstance(clip_norm, jax.Array):
+    clip = optax.clip_by_global_norm(jnp.where(clip_norm > 0, clip_norm, jnp.inf))
+  elif clip_norm:
     clip = optax.clip_by_global_norm(clip_norm)
   steps = [clip, *rule(decay, optax.scale_by_learning_rate(learning_rate), mask, **options)]
   if rate_factors:

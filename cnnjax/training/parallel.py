@@ -1,10 +1,12 @@
 """Runs a per-device step over devices: the only file that names pmap or a mesh.
 
-Every strategy computes the same thing: the state is the same on all devices, a batch is split
+A run's devices share its batches (`create`), a population's its members (`members`). Of a run,
+every strategy computes the same thing: the state is the same on all devices, a batch is split
 along its first axis, and what comes out is the same on all devices because the step reduces over
 `axis_name` itself. One device needs none of this, so there the step is only jitted.
 """
 
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -63,6 +65,79 @@ def create(strategy: str = 'pmap', *, devices: int = 0) -> Parallel:
     return _single(used)
   parallel = _STRATEGIES[strategy](used)
   return _one_at_a_time(parallel) if used[0].platform == 'cpu' else parallel
+
+
+class Members(NamedTuple):
+  """How a population's members are shared out over devices, between which nothing travels.
+
+  Attributes:
+    devices: those used.
+    place: puts a tree on them: arrays by their first axis, of members, and those of no axes on all.
+    replicate: puts a tree on every device.
+    compile: `(step, axes, out_axes, donate) -> step`, as jax.jit gives it: which axis of arguments
+      and results is that of members, as `vmap` has it; `donate` as above.
+  """
+
+  devices: Devices
+  place: Callable[[Any], Any]
+  replicate: Callable[[Any], Any]
+  compile: Callable[..., Any]
+
+
+def members(count: int, *, devices: int = 0) -> Members:
+  """As many of the devices as share `count` members equally.
+
+  Args:
+    count: of members.
+    devices: how many to use at most; 0 for all.
+
+  Raises:
+    UserError: more devices than there are, or several processes.
+  """
+  if jax.process_count() > 1:
+    raise errors.UserError(f'a population trains in one process, not in {jax.process_count()}')
+  found = create(devices=devices).devices
+  used = found[: max(d for d in range(1, len(found) + 1) if count % d == 0)]
+  if len(used) == 1:
+    put = _single(used).replicate
+    one = lambda step, axes, out_axes, donate: jax.jit(step, donate_argnums=(0,) if donate else ())
+    return Members(used, put, put, one)
+  mesh = Mesh(np.asarray(used), (AXIS,))
+
+  def put_by(spec: PartitionSpec) -> Callable[[Any], Any]:
+    return lambda x: jax.device_put(x, NamedSharding(mesh, spec))
+
+  def place(tree: Any) -> Any:
+    split, replicate = put_by(PartitionSpec(AXIS)), put_by(PartitionSpec())
+    return jax.tree.map(lambda x: split(x) if np.ndim(x) else replicate(x), tree)
+
+  def specs(axes: Any) -> Any:
+    spec = lambda a: PartitionSpec() if a is None else PartitionSpec(*(None,) * a, AXIS)
+    return jax.tree.map(spec, axes, is_leaf=lambda a: a is None)
+
+  def compile(step: Callable[..., Any], axes: Any, out_axes: Any, donate: bool) -> Any:
+    spread = jax.shard_map(
+      step, mesh=mesh, in_specs=specs(axes), out_specs=specs(out_axes), check_vma=False
+    )
+    return jax.jit(spread, donate_argnums=(0,) if donate else ())
+
+  return Members(used, place, put_by(PartitionSpec()), compile)
+
+
+def free_memory(devices: Devices) -> int:
+  """Bytes that a program may take on each of the devices, with what it works on.
+
+  A CPU's devices share half of the machine's memory that is available.
+  """
+  limits = [(device.memory_stats() or {}).get('bytes_limit', 0) for device in devices]
+  if all(limits):
+    return int(0.9 * min(limits))  # the rest is for what fragments
+  try:
+    with open('/proc/meminfo') as file:
+      available = 1024 * int(dict(line.split(':') for line in file)['MemAvailable'].split()[0])
+  except OSError:  # not Linux
+    available = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') // 2
+  return available // (2 * len(devices))
 
 
 def _one_at_a_time(parallel: Parallel) -> Parallel:

@@ -38,6 +38,8 @@ def make_train_step(
   randomness is `fold_in(fold_in(key, step), id)`, so neither the number of devices nor where an
   example lies in the batch changes what is drawn for it.
 
+  Numbers and the key may be traced: those of a population's members, under `vmap`.
+
   Args:
     task: gives the per-example losses.
     optimizer: turns gradients into updates.
@@ -102,7 +104,7 @@ def make_train_step(
       return over_devices(gradients), batch_stats, over_devices(sums)
 
     gradients, batch_stats, metrics = differentiate(state.params)
-    if sam_radius:
+    if isinstance(sam_radius, jax.Array) or sam_radius:
       scale = sam_radius / jnp.maximum(optax.tree.norm(gradients), 1e-12)
       shifted = jax.tree.map(lambda x, g: x + scale * g, state.params, gradients)
       gradients, _, _ = differentiate(shifted)

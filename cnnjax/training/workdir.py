@@ -68,8 +68,8 @@ def prepare(workdir: str, config: Config) -> None:
   try:
     os.makedirs(workdir, exist_ok=True)
     if check(workdir, config) is None:
-      _write_json(workdir, 'config.json', json.loads(config.to_json()))
-    _write_json(workdir, 'environment.json', environment())
+      write_json(workdir, 'config.json', json.loads(config.to_json()))
+    write_json(workdir, 'environment.json', environment())
   except OSError as e:
     raise errors.UserError(f'--workdir={workdir!r} cannot be written: {e.strerror}') from e
 
@@ -114,8 +114,8 @@ def read_json(workdir: str, name: str) -> Any:
   return found
 
 
-def _write_json(workdir: str, name: str, value: Any) -> None:
-  # Written beside and renamed, so that a crash leaves the old file or the new one.
+def write_json(workdir: str, name: str, value: Any) -> None:
+  """Writes a file beside and renames it, so that a crash leaves the old one or the new one."""
   path = os.path.join(workdir, name)
   with open(path + '.partial', 'w') as f:
     json.dump(value, f, indent=2)
@@ -125,7 +125,7 @@ def _write_json(workdir: str, name: str, value: Any) -> None:
 
 def write_data(workdir: str, description: Mapping[str, Any]) -> None:
   """Writes data.json: class names, sizes and normalisation statistics."""
-  _write_json(workdir, 'data.json', dict(description))
+  write_json(workdir, 'data.json', dict(description))
 
 
 def environment() -> dict[str, Any]:
