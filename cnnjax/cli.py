@@ -8,13 +8,14 @@ goes on.
 
 import errno
 import logging
+import os
 import sys
 from collections.abc import Callable
 
 from absl import app, flags
 from absl import logging as absl_logging
 
-from cnnjax import errors
+from cnnjax import errors, memory
 
 
 class Stopped(Exception):
@@ -83,6 +84,23 @@ def run(main: Callable[[], None]) -> None:
   except KeyboardInterrupt:
     print(f'{_name(argv)}: interrupted', file=sys.stderr)
     sys.exit(130)
+
+
+def use_compilation_cache() -> None:
+  """Keeps compiled programs between runs, as `config.compilation_cache` says."""
+  import jax
+
+  cache = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
+  # The user's own directory: in a shared one, another user could plant compiled code.
+  jax.config.update('jax_compilation_cache_dir', os.path.join(cache, 'cnnjax', 'xla'))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+
+
+def start_again() -> None:
+  """Starts this command again if its memory isn't managed as training needs it."""
+  if variables := memory.environment():
+    os.environ |= variables
+    os.execv(sys.executable, sys.orig_argv)
 
 
 def _name(argv: list[str]) -> str:

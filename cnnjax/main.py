@@ -10,12 +10,11 @@ it as several processes.
 import contextlib
 import json
 import os
-import sys
 
 from absl import flags
 from ml_collections import config_flags
 
-from cnnjax import cli, errors, memory
+from cnnjax import cli, errors
 from cnnjax import config as config_lib
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -56,7 +55,7 @@ def main() -> None:
   config = config_lib.validate(_CONFIG.value)
   workdir = os.path.expanduser(_WORKDIR.value)
   if config.compilation_cache:
-    _use_compilation_cache()
+    cli.use_compilation_cache()
 
   with _processes():
     _run(config, workdir)
@@ -96,22 +95,6 @@ def _run(config: config_lib.Config, workdir: str) -> None:
   print(f'TensorBoard  tensorboard --logdir {workdir}')
 
 
-def _use_compilation_cache() -> None:
-  import jax
-
-  cache = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
-  # The user's own directory: in a shared one, another user could plant compiled code.
-  jax.config.update('jax_compilation_cache_dir', os.path.join(cache, 'cnnjax', 'xla'))
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
-
-
-def _start_again() -> None:
-  """Starts this command again if its memory isn't managed as it should be."""
-  if variables := memory.environment():
-    os.environ |= variables
-    os.execv(sys.executable, sys.orig_argv)
-
-
 if __name__ == '__main__':
-  _start_again()
+  cli.start_again()
   cli.run(main)

@@ -2,7 +2,7 @@
 
   python -m cnnjax.sweep --config=FILE[:ARGUMENT] --space=FILE --workdir=DIR [--trials=N]
       [--workers=1] [--storage=URL] [--name=STUDY] [--sampler=NAME] [--pruner=NAME] [--seeds=N]
-      [--config.KEY=VALUE ...]
+      [--config.KEY=VALUE ...] [--mode=search|population [--evolve=none|halving|pbt]]
 
 The same command goes on where it was stopped, and joins in where other processes work on the same
 sweep. Exit status as in cnnjax.main: 0 done; 2 a mistake, in one line; 130 and 143 after a signal.
@@ -46,6 +46,24 @@ _TRIALS = flags.DEFINE_integer('trials', None, "Points to try; the space's if no
 _SEEDS = flags.DEFINE_integer('seeds', None, "Runs for each point; the space's if not given.")
 _SAMPLER = flags.DEFINE_string('sampler', None, "Who chooses points; the space's if not given.")
 _PRUNER = flags.DEFINE_string('pruner', None, "Who gives up trials; the space's if not given.")
+_MODE = flags.DEFINE_enum(
+  'mode',
+  'search',
+  ('search', 'population'),
+  'Trials one by one, each a process, or all together in one program.',
+)
+_EVOLVE = flags.DEFINE_enum(
+  'evolve',
+  'none',
+  ('none', 'halving', 'pbt'),
+  'What becomes of the worse members of a population: they train on, stop, or become copies.',
+)
+_NOTES = {  # on the best command, by mode and evolution
+  ('search', 'none'): '(It has run; with another --workdir it trains again, to the same bits.)',
+  ('population', 'none'): '(It trains the same network alone.)',
+  ('population', 'halving'): '(It trains the same network alone.)',
+  ('population', 'pbt'): '(It trains, alone, what that member began as; above is until when.)',
+}
 
 
 def main() -> None:
@@ -63,6 +81,10 @@ def main() -> None:
     )
   if not _WORKDIR.value:
     raise errors.UserError('--workdir is missing: name a directory for the sweep')
+  if _EVOLVE.value != 'none' and _MODE.value != 'population':
+    raise errors.UserError(f'--evolve={_EVOLVE.value} needs --mode=population')
+  if _WORKERS.value > 1 and _MODE.value == 'population':
+    raise errors.UserError(f'--workers={_WORKERS.value}: a population is one process')
   config = config_lib.validate(_CONFIG.value)
   overrides = config_flags.get_override_values(flags.FLAGS['config'])
   space = _space(_SPACE.value, config, overrides)
@@ -93,6 +115,13 @@ def _search(
   from cnnjax.sweep import directory as directory_lib
   from cnnjax.sweep import owners, search, table, trial, worker
 
+  if _MODE.value == 'population':
+    from cnnjax.sweep import population_mode
+
+    population_mode.check(space, config, evolution=_EVOLVE.value)
+    if config.compilation_cache:
+      cli.use_compilation_cache()
+
   identity = directory_lib.identify(
     directory,
     space,
@@ -121,8 +150,11 @@ def _search(
       owner=owner,
       one_machine=not url.startswith('postgresql'),
     )
-    with table.View(space) as view:
-      worker.work(sweep, _WORKERS.value, lambda running: view.update(study.trials(), running))
+    if _MODE.value == 'population':
+      population_mode.run(sweep, evolution=_EVOLVE.value)
+    else:
+      with table.View(space) as view:
+        worker.work(sweep, _WORKERS.value, lambda running: view.update(study.trials(), running))
     _report(sweep, identity.name, search.dashboard(url))
 
 
@@ -155,7 +187,7 @@ def _report(sweep: 'Sweep', name: str, dashboard: str) -> None:
   lines = [table.summary(space, trials, front), '']
   lines += [f'{what}: {command}' for what, command in commands.items()]
   if commands:
-    lines.append('(It has run; with another --workdir it trains again, to the same bits.)')
+    lines.append(_NOTES[_MODE.value, _EVOLVE.value])
   lines += [f'page       {path}', f'live view  {dashboard}']
   directory_lib.write(os.path.join(sweep.directory, 'summary.txt'), '\n'.join(lines) + '\n')
   print('\n'.join(lines))
@@ -166,4 +198,5 @@ def _report(sweep: 'Sweep', name: str, dashboard: str) -> None:
 
 
 if __name__ == '__main__':
+  cli.start_again()
   cli.run(main)
