@@ -62,7 +62,7 @@ _NOTES = {  # on the best command, by mode and evolution
   ('search', 'none'): '(It has run; with another --workdir it trains again, to the same bits.)',
   ('population', 'none'): '(It trains the same network alone.)',
   ('population', 'halving'): '(It trains the same network alone.)',
-  ('population', 'pbt'): '(It trains, alone, what that member began as; above is until when.)',
+  ('population', 'pbt'): '(Values are those that members began with, and so is what this trains.)',
 }
 
 
