@@ -26,6 +26,7 @@ from cnnjax.sweep.space import (
 )
 from cnnjax.training import writers
 from tests.commands import refused, run
+from tests.sweep.test_population import compiled_once  # noqa: F401  for every test here
 
 # A network that compiles at once, on the digits; evaluations after 4, 8, 12 and 16 steps.
 CONFIG = """
