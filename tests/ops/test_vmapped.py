@@ -1,10 +1,7 @@
 """Each way is compared with a loop over members in float64 NumPy, derivatives included."""
 
-<<<<<<< HEAD
 import functools
 
-=======
->>>>>>> pop2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,18 +16,11 @@ from cnnjax.ops.ways import WAYS
 
 NUMBERS = ('NHWC', 'HWIO', 'NHWC')
 MEMBERS = 3
-<<<<<<< HEAD
 QUICK = {'xla_backend_optimization_level': 0}
-=======
->>>>>>> pop2
 ones, none = (1, 1), ((0, 0), (0, 0))
 
 # images [N, H, W, C], kernel [kh, kw, C / groups, F], strides, padding, dilation, groups
 CASES = {
-<<<<<<< HEAD
-=======
-  'plain': ((2, 7, 6, 2), (3, 3, 2, 5), ones, ((1, 1), (1, 1)), ones, 1),
->>>>>>> pop2
   'strides': ((2, 8, 7, 3), (3, 2, 3, 4), (2, 3), ((0, 1), (2, 0)), ones, 1),
   'dilation': ((1, 9, 7, 2), (3, 2, 2, 3), (2, 1), ((3, 0), (1, 1)), (2, 3), 1),
   'groups': ((2, 5, 5, 6), (3, 3, 3, 4), ones, ((1, 1), (1, 1)), ones, 2),
@@ -98,7 +88,6 @@ def with_gradients(case):
   return one
 
 
-<<<<<<< HEAD
 @pytest.mark.parametrize('way', WAYS)
 @pytest.mark.parametrize(
   ('case', 'choice'),
@@ -111,18 +100,6 @@ def test_each_way(case, way, choice):
   mapped = [(0, 0, 0), (None, 0, 0), (0, 0, None)] + [(0, None, 0)] * (way == 'fold')
 
   @functools.partial(jax.jit, compiler_options=QUICK)
-=======
-@pytest.mark.parametrize('choice', ['auto', 'xla'])
-@pytest.mark.parametrize('way', WAYS)
-@pytest.mark.parametrize('case', CASES)
-def test_each_way(case, way, choice):
-  """Images and kernels mapped, kernels alone, images alone; and y's cotangent shared."""
-  x, w, factors = arrays(case)
-  one = with_gradients(case)
-  mapped = [(0, 0, 0), (None, 0, 0), (0, None, 0), (0, 0, None)]
-
-  @jax.jit
->>>>>>> pop2
   def together(x, w, factors):
     args = (x, w, factors)
     first = lambda dims: [a[0] if d is None else a for a, d in zip(args, dims, strict=True)]
@@ -185,7 +162,6 @@ def test_transformations(way):
 @pytest.mark.parametrize('check_vma', [True, False])
 def test_members_over_devices(check_vma):
   x, w, factors = (np.concatenate([a, a[:1]]) for a in arrays('strides'))
-<<<<<<< HEAD
   one = with_gradients('strides')
   mesh = jax.make_mesh((2,), ('members',), (AxisType.Auto,), devices=jax.devices()[:2])
   for choice, way in (('xla', 'loop'), ('xla', 'fold'), ('auto', 'loop'), ('auto', 'batch')):
@@ -194,14 +170,6 @@ def test_members_over_devices(check_vma):
         jax.shard_map(
           # All members have the first one's images, whose gradient would be summed over devices.
           lambda *args: [jax.vmap(one, (None, 0, 0))(*args)[i] for i in (0, 2)],
-=======
-  mesh = jax.make_mesh((2,), ('members',), (AxisType.Auto,), devices=jax.devices()[:2])
-  for way in (*WAYS, 'auto'):
-    with ops.members(way):
-      found = jax.jit(
-        jax.shard_map(
-          jax.vmap(with_gradients('strides'), (None, 0, 0)),
->>>>>>> pop2
           mesh=mesh,
           in_specs=(P(), P('members'), P('members')),
           out_specs=P('members'),
@@ -209,13 +177,8 @@ def test_members_over_devices(check_vma):
         )
       )(x[0], w, factors)
     exact = [by_definition('strides', x[0], *own) for own in zip(w, factors, strict=True)]
-<<<<<<< HEAD
     for ours, i in zip(found, (0, 2), strict=True):
       close(ours, np.stack([results[i] for results in exact]))
-=======
-    for ours, theirs in zip(found, zip(*exact, strict=True), strict=True):
-      close(ours, np.stack(theirs))
->>>>>>> pop2
 
 
 def test_bfloat16():
@@ -230,11 +193,7 @@ def test_bfloat16():
 
 
 def test_nothing_changes_outside_of_vmap():
-<<<<<<< HEAD
   x, w, _ = (a[0] for a in arrays('strides'))
-=======
-  x, w, _ = (a[0] for a in arrays('plain'))
->>>>>>> pop2
   gradient = jax.jit(lambda x, w: jax.grad(loss(ops.conv_general_dilated), (0, 1))(x, w))
   for choice in ('auto', 'xla'):
     with ops.using(choice):
@@ -245,13 +204,8 @@ def test_nothing_changes_outside_of_vmap():
 
 
 def test_xla_is_left_to_xla():
-<<<<<<< HEAD
   x, w, factors = arrays('groups')
   program = jax.jit(jax.vmap(with_gradients('groups')))
-=======
-  x, w, factors = arrays('plain')
-  program = jax.jit(jax.vmap(with_gradients('plain')))
->>>>>>> pop2
   with ops.using('xla'):
     assert 'conv2d' not in str(jax.make_jaxpr(program)(x, w, factors))  # as ever, without a choice
     with ops.members('loop'):
@@ -261,15 +215,9 @@ def test_xla_is_left_to_xla():
 
 @pytest.mark.skipif(plugin.load() is None, reason='cnnjax-onednn is not installed')
 def test_loops_call_the_plugin():
-<<<<<<< HEAD
   program = jax.jit(jax.vmap(with_gradients('groups')))
   with ops.members('loop'):
     assert 'cnnjax_onednn_members' in program.lower(*arrays('groups')).as_text()
-=======
-  program = jax.jit(jax.vmap(with_gradients('plain')))
-  with ops.members('loop'):
-    assert 'cnnjax_onednn_members' in program.lower(*arrays('plain')).as_text()
->>>>>>> pop2
 
 
 @pytest.mark.skipif(plugin.load() is None, reason='cnnjax-onednn is not installed')
