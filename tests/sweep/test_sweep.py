@@ -79,7 +79,7 @@ def test_killed_stopped_and_resumed(tmp_path, space):
   assert out.endswith((directory / 'summary.txt').read_text())
   assert '<html' in (directory / 'sweep.html').read_text()
   assert 'optimizer.learning_rate' in out
-  assert f"optuna-dashboard '{directory}/sweep.journal'" in out
+  assert f'optuna-dashboard {directory}/sweep.journal' in out
   for slot in range(3):
     assert len(rows(directory / 'trials' / f'{slot:04d}')) == 6
 
