@@ -55,7 +55,7 @@ def test_the_quickest_is_timed_once_and_remembered(arrays, picks, monkeypatch):
     return {'loop': 1.0, 'fold': 0.95 if kind == 'w' else 0.5, 'batch': 0.6 if kind == 'x' else 2.0}
 
   monkeypatch.setattr(ways, '_time', seconds)
-  with ops.members('auto'):
+  with ops.using('xla'), ops.members('auto'):
     found = program()(*arrays)
     program()(*arrays)  # another function of the same shapes
   x, w, y = (3, 2, 5, 4, 2), (3, 3, 3, 2, 6), (3, 2, 5, 4, 6)
@@ -70,17 +70,17 @@ def test_the_quickest_is_timed_once_and_remembered(arrays, picks, monkeypatch):
   # The table, through a file, builds the same program without timing; what it lacks is looped.
   timed.clear()
   table = json.loads(json.dumps(picks()))
-  with ops.members(table):
+  with ops.using('xla'), ops.members(table):
     again = program()(*arrays)
     text = program().lower(*arrays).as_text()
   assert not timed
   for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(found), strict=True):
     np.testing.assert_array_equal(a, b)
-  with ops.members({}):
+  with ops.using('xla'), ops.members({}):
     assert program().lower(*arrays).as_text() != text
-  with ops.members('loop'):
+  with ops.using('xla'), ops.members('loop'):
     looped = program().lower(*arrays).as_text()
-  with ops.members({}):
+  with ops.using('xla'), ops.members({}):
     assert program().lower(*arrays).as_text() == looped
 
 
