@@ -92,7 +92,7 @@ def create(
     order: 'separate': each member reads in the order of its own seed; 'shared': all in that of
       config.seed.
     strategy: 'vmap': members side by side in each operation; 'loop': one after the other; 'auto':
-      what takes less time for the real step, here and now.
+      all, four or one at a time, whichever takes the least time for the real step, here and now.
     chunk: members that are side by side at most, chunk after chunk; 0: as many as fit into memory.
     steps_per_call: that one call of the program takes at most; 0: chosen.
 

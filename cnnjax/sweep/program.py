@@ -26,10 +26,8 @@ Function = Callable[..., Any]
 # Axes of members, as `vmap` has them
 STATE: Any = State(step=None, params=0, batch_stats=0, opt_state=0, ema=0)  # pyright: ignore
 
-_TIMED_SECONDS, _TIMED_CALLS = (
-  0.2,
-  3,
-)  # of a call for timing, if it takes so many steps; and how many
+_FEW = 4  # members side by side whose activations are still in the cache when they are needed
+_TIMED_SECONDS, _TIMED_CALLS = 0.2, 3  # of a call, if it takes so many steps; and how many
 
 
 def each(function: Function, members: Any, chunk: int) -> Any:
@@ -129,23 +127,25 @@ def choose(
 
   Args:
     compiled: chunk -> the compiled trainer.
-    strategy: 'vmap', 'loop' or 'auto': what takes less time per step.
-    limit: the largest chunk; 'vmap' is the largest that fits into memory.
+    strategy: 'vmap': as many as fit into memory; 'loop': one; 'auto': what takes the least time
+      per step of these two and a few at a time.
+    limit: the largest chunk.
     where: the devices.
     arguments: for the program.
     most_steps: of one call.
 
   Returns:
-    The chunk, its program, and the seconds per step of each strategy that was timed.
+    The chunk, its program, and the seconds per step of each chunk that was timed.
   """
   if strategy == 'loop':
     return 1, compiled(1), {}
   chunk, run = fit(compiled, limit, parallel.free_memory(where.devices))
   if strategy == 'vmap' or chunk == 1:
     return chunk, run, {}
-  found = {'vmap': (chunk, run), 'loop': (1, compiled(1))}
-  seconds = {k: _seconds(run, where, arguments, most_steps) for k, (_, run) in found.items()}
-  return *found[min(seconds, key=lambda k: seconds[k])], seconds
+  programs = {chunk: run, **{size: compiled(size) for size in (_FEW, 1) if size < chunk}}
+  timed = {size: _seconds(p, where, arguments, most_steps) for size, p in programs.items()}
+  best = min(timed, key=lambda size: timed[size])
+  return best, programs[best], {str(size): time for size, time in timed.items()}
 
 
 def fit(compiled: Callable[[int], Any], chunk: int, room: int) -> tuple[int, Any]:
