@@ -15,8 +15,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 
 def environment(devices: int = 1) -> dict[str, str]:
-  """This environment, with a number of virtual CPU devices."""
-  flags = f'--xla_force_host_platform_device_count={devices}'
+  """This environment, with a number of virtual CPU devices; 0: what JAX has by itself."""
+  flags = f'--xla_force_host_platform_device_count={devices}' if devices else ''
   return {**os.environ, 'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'}
 
 

@@ -148,10 +148,10 @@ def _native(kind: str, order: Sequence[int]) -> Callable[..., Any]:
   def rule(ctx: Any, *, window: Window, **_: Any) -> Any:
     avals = (*ctx.avals_in, *ctx.avals_out)
     images, kernel, outputs = (avals[i].shape for i in order)
-    described = (kind, images, kernel, outputs, window, avals[0].dtype)
-    if window.xla or plugin.convolution(*described) is None:
+    problem = plugin.problem(kind, images, kernel, outputs, window, avals[0].dtype)
+    if window.xla or not plugin.takes(problem):
       return None
-    return plugin.call(kind, **plugin.window_attributes(window))
+    return plugin.call(kind, problem[-1], **plugin.window_attributes(window))
 
   return rule
 

@@ -16,7 +16,10 @@ from cnnjax.errors import UserError
 _LOGGER = logging.getLogger(__name__)
 
 CHOICES = ('auto', 'xla', 'onednn')
-_WORTH_A_THREAD = 4_000_000  # products, some 40 us: less than that takes less time than waking one
+# Products that are worth a thread: fewer take less time than waking it. In training more, since a
+# call wakes it several times, and it takes a core from XLA's threads.
+_WORTH_IN_INFERENCE, _WORTH_IN_TRAINING = 4_000_000, 12_000_000
+_PRODUCTS_OF_A_VALUE = 16  # that take as long as it takes to read or write a value
 
 # `with using('xla'):` and functions traced within leave all to XLA; 'onednn' insists on the plugin.
 # jit knows of it: a function is traced anew under another choice.
@@ -59,12 +62,18 @@ def load() -> Any:
   return plugin
 
 
-def threads() -> int:
+def threads(products: int, values: int, worth: int = _WORTH_IN_TRAINING) -> int:
   """Threads for one call: the virtual devices, which run at the same time, share the cores.
 
-  Fixed for a process, since the order of sums depends on it.
+  A function of the shapes alone within a process, since the order of sums depends on it.
+
+  Args:
+    products: multiplications that it makes.
+    values: that it reads and writes.
+    worth: products that are worth a thread.
   """
-  return max(1, load().cores() // jax.local_device_count('cpu'))
+  most = load().cores() // jax.local_device_count('cpu')
+  return max(1, min(most, (products + _PRODUCTS_OF_A_VALUE * values) // worth))
 
 
 def problem(
@@ -91,10 +100,11 @@ def problem(
   sizes = (*images, *outputs[1:], *kernel[:2])
   places = (*window.strides, top, bottom, left, right, *window.dilation, window.groups)
   options = (int(dtype == jnp.bfloat16), int(kind == 'inference'), activation, int(residual))
-  count = threads()
+  products = math.prod(outputs) * math.prod(kernel[:3])
   if kind == 'inference':
-    products = math.prod(outputs) * math.prod(kernel[:3])
-    count = max(1, min(count, products // _WORTH_A_THREAD))
+    count = threads(products, 0, _WORTH_IN_INFERENCE)
+  else:
+    count = threads(products, math.prod(images) + math.prod(outputs))
   return (load().KINDS.index(kind), *sizes, *places, *options, count)
 
 
@@ -104,9 +114,9 @@ def packed_bytes(problem: tuple[int, ...]) -> int | None:
   return None if found is None or 'ref' in found[0] else found[1]
 
 
-def convolution(*described: Any) -> int | None:
-  """`packed_bytes` of the `problem` with these arguments."""
-  return packed_bytes(problem(*described))
+def takes(problem: tuple[int, ...]) -> bool:
+  """Whether oneDNN has more than naive loops for it."""
+  return packed_bytes(problem) is not None
 
 
 def window_attributes(window: Any) -> dict[str, Any]:
@@ -120,7 +130,7 @@ def window_attributes(window: Any) -> dict[str, Any]:
   }
 
 
-def call(target: str, **attributes: Any) -> Callable[..., Any]:
+def call(target: str, threads: int, **attributes: Any) -> Callable[..., Any]:
   """The lowering rule that calls a target of the plugin."""
   rule = jax.ffi.ffi_lowering(f'cnnjax_onednn_{target}')
-  return functools.partial(rule, threads=np.int64(threads()), **attributes)
+  return functools.partial(rule, threads=np.int64(threads), **attributes)

@@ -110,6 +110,7 @@ def _native(target: str) -> Any:
     (top, _), (left, _) = pool.pads
     return plugin.call(
       target,
+      plugin.threads(0, sum(aval.size for aval in (*ctx.avals_in, *ctx.avals_out))),
       window=integers(pool.window),
       strides=integers(pool.strides),
       padding=integers((top, left)),

@@ -182,8 +182,10 @@ def _native(ctx: Any, *, call: Call, way: str) -> Any:
   shapes = {role: avals[role].shape[role in call.mapped :] for role in 'xwy'}
   if way != 'loop' or not _takes(call, shapes, ctx.avals_in[0].dtype):
     return None
+  products = call.members * math.prod(shapes['y']) * math.prod(shapes['w'][:3])
   return plugin.call(
     'members',
+    plugin.threads(products, avals['x'].size + avals['y'].size),
     kind=np.int64(plugin.load().KINDS.index(_KINDS[call.result])),
     members=np.int64(call.members),
     **plugin.window_attributes(call.window),
@@ -192,9 +194,10 @@ def _native(ctx: Any, *, call: Call, way: str) -> Any:
 
 def _takes(call: Call, shapes: dict[str, tuple[int, ...]], dtype: Any) -> bool:
   """Whether the plugin, which is installed, takes all members at once."""
+  if call.window.xla or 'members' not in plugin.load().TARGETS:
+    return False
   described = (_KINDS[call.result], *(shapes[role] for role in 'xwy'), call.window, dtype)
-  has = not call.window.xla and 'members' in plugin.load().TARGETS
-  return has and plugin.convolution(*described) is not None
+  return plugin.takes(plugin.problem(*described))
 
 
 members_p = define('conv2d_members', _compute, _native)

@@ -119,6 +119,8 @@ def _search(
     from cnnjax.sweep import population_mode
 
     population_mode.check(space, config, evolution=_EVOLVE.value)
+    if not space_lib.apply(config, space.fixed).parallel.devices:
+      _spread(space.trials * space.seeds)
     if config.compilation_cache:
       cli.use_compilation_cache()
 
@@ -156,6 +158,22 @@ def _search(
       with table.View(space) as view:
         worker.work(sweep, _WORKERS.value, lambda running: view.update(study.trials(), running))
     _report(sweep, identity.name, search.dashboard(url))
+
+
+def _spread(members: int) -> None:
+  """Makes each core a device of its own, or of so many cores as can share the members equally.
+
+  Within one device threads wait for each other at every operation (docs/sweeps.md, how fast a
+  population is). What the user has said of devices stands.
+  """
+  import jax
+
+  said = 'xla_force_host_platform_device_count' in os.environ.get('XLA_FLAGS', '')
+  if said or jax.config.jax_num_cpu_devices >= 0:
+    return
+  cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+  shared = max(d for d in range(1, cores + 1) if members % d == 0)
+  jax.config.update('jax_num_cpu_devices', shared)
 
 
 def _report(sweep: 'Sweep', name: str, dashboard: str) -> None:

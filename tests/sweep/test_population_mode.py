@@ -328,7 +328,7 @@ from cnnjax.sweep import space
 
 def get_space():
   return space.Space(
-    parameters={'optimizer.learning_rate': space.log_uniform(1e-3, 1e-1)}, trials=1
+    parameters={'optimizer.learning_rate': space.log_uniform(1e-3, 1e-1)}, trials=2
   )
 """
 
@@ -343,12 +343,14 @@ def test_the_command(file, tmp_path):
   assert not directory.exists()
 
   given = (*common, f'--space={tmp_path}/space.py', '--mode=population', '--evolve=halving')
-  status, out, err = run(*given)
+  status, out, err = run(*given, '--config.parallel.devices=0', devices=0)
   assert status == 0, err
   assert out.startswith("space.sampler='tpe' learns from trials that have ended")
-  assert '1 of 1 trials done: 1 complete' in out
-  assert '1 members made 16 of 16 steps' in out
+  assert '2 of 2 trials done: 1 complete, 1 pruned' in out
+  assert '2 members made 20 of 32 steps' in out
   assert out.endswith((directory / 'summary.txt').read_text())
   assert '<html' in (directory / 'sweep.html').read_text()
   kept = json.loads((directory / 'evolution.json').read_text())
-  assert kept == {'evolve': 'halving', 'trials': 1}
+  assert kept == {'evolve': 'halving', 'trials': 2}
+  programs = json.loads((directory / 'population' / 'population.json').read_text())['programs']
+  assert programs['2']['devices'] == min(2, len(os.sched_getaffinity(0)))  # a core for each
