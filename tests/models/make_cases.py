@@ -42,12 +42,13 @@ STAGES = {
   'convnext_tiny': (2, 2, 2, 2),
   'convnextv2_atto': (2, 2, 2, 2),
 }
-# Model: size, and the input to train on, if it does: the smallest of each kind of block do.
+# Model: size, and the input to train on, if it does: the smallest of each kind of block do (VGG's and
+# GoogLeNet's are in ResNet, AlexNet and Inception).
 MODELS = {
   'alexnet': (SMALL, (2, *SMALL)),
   'vgg11': (SMALL, None),
-  'vgg11_bn': (SMALL, TRAIN),
-  'googlenet': (SMALL, TRAIN),
+  'vgg11_bn': (SMALL, None),
+  'googlenet': (SMALL, None),
   'inception_v3': (LARGE, (2, 75, 107)),
   'xception': (SMALL, None),
   'xception41': (SMALL, None),

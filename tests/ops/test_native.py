@@ -12,6 +12,7 @@ import pytest
 from cnnjax import ops
 from cnnjax.ops import plugin
 from cnnjax.ops.convolution import Window
+from cnnjax.ops.plugin import threads as threads_for
 
 pytestmark = pytest.mark.skipif(plugin.load() is None, reason='cnnjax-onednn is not installed')
 
@@ -28,6 +29,15 @@ CASES = [
   ((3, 16, 17, 32), 16, ((0, 1), (2, 0))),
   ((200, 2, 1, 16), 16, SAME),
 ]
+
+
+@pytest.mark.parametrize(
+  ('products', 'values', 'expected'),
+  [(0, 0, 1), (20_000_000, 0, 1), (30_000_000, 0, 2), (10**9, 0, 4), (0, 4_000_000, 4)],
+)
+def test_small_operations_take_few_threads(products, values, expected, monkeypatch):
+  monkeypatch.setattr(plugin.load(), 'cores', lambda: 4 * jax.local_device_count('cpu'))
+  assert threads_for(products, values) == expected
 
 
 def shapes_of(images, features, padding, taps):
@@ -67,7 +77,7 @@ def errors(images, features, padding, taps=3):
 @pytest.mark.parametrize('threads', [1, 3])
 @pytest.mark.parametrize('case', CASES, ids=str)
 def test_winograd(case, threads, monkeypatch):
-  monkeypatch.setattr(plugin, 'threads', lambda: threads)
+  monkeypatch.setattr(plugin, 'threads', lambda *_: threads)
   for kind in ('forward', 'input_gradient', 'weight_gradient', 'inference'):
     assert implementation(kind, *case) == 'winograd'
   assert max(errors(*case)) < 3e-6
@@ -87,7 +97,7 @@ def test_few_tiles_and_other_channels_are_onednns():
 @pytest.mark.parametrize('threads', [1, 3])
 @pytest.mark.parametrize('channels', [(64, 128), (24, 48), (8, 16), (136, 32)], ids=str)
 def test_gradient_of_pointwise_kernels(channels, threads, monkeypatch):
-  monkeypatch.setattr(plugin, 'threads', lambda: threads)
+  monkeypatch.setattr(plugin, 'threads', lambda *_: threads)
   case = (3, 3, 457, channels[0]), channels[1], NONE, 1
   assert implementation('weight_gradient', *case) == 'pointwise'
   assert max(errors(*case)) < 3e-6

@@ -225,7 +225,7 @@ def test_loops_call_the_plugin():
 @pytest.mark.parametrize('threads', [1, 2])
 def test_members_share_threads(members, threads, monkeypatch):
   """Fewer than twice the threads one after the other in all threads, more in a thread each."""
-  monkeypatch.setattr(plugin, 'threads', lambda: threads)
+  monkeypatch.setattr(plugin, 'threads', lambda *_: threads)
   x, w, factors = (np.concatenate([a] * 3)[:members] for a in arrays('groups'))
   with ops.members('loop'):
     found = jax.jit(jax.vmap(with_gradients('groups')))(x, w, factors)
