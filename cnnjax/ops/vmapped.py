@@ -196,8 +196,8 @@ def _takes(call: Call, shapes: dict[str, tuple[int, ...]], dtype: Any) -> bool:
   """Whether the plugin, which is installed, takes all members at once."""
   if call.window.xla or 'members' not in plugin.load().TARGETS:
     return False
-  described = (_KINDS[call.result], *(shapes[role] for role in 'xwy'), call.window, dtype)
-  return plugin.takes(plugin.problem(*described))
+  x, w, y = (shapes[role] for role in 'xwy')
+  return plugin.takes(plugin.problem(_KINDS[call.result], x, w, y, call.window, dtype))
 
 
 members_p = define('conv2d_members', _compute, _native)

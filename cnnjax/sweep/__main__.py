@@ -169,7 +169,7 @@ def _spread(members: int) -> None:
   import jax
 
   said = 'xla_force_host_platform_device_count' in os.environ.get('XLA_FLAGS', '')
-  if said or jax.config.jax_num_cpu_devices >= 0:
+  if said or jax.config.values['jax_num_cpu_devices'] >= 0:
     return
   cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
   shared = max(d for d in range(1, cores + 1) if members % d == 0)

@@ -42,8 +42,8 @@ STAGES = {
   'convnext_tiny': (2, 2, 2, 2),
   'convnextv2_atto': (2, 2, 2, 2),
 }
-# Model: size, and the input to train on, if it does: the smallest of each kind of block do (VGG's and
-# GoogLeNet's are in ResNet, AlexNet and Inception).
+# Model: size, and the input to train on, if it does: the smallest of each kind of block do (those
+# of VGG and GoogLeNet are in ResNet, AlexNet and Inception).
 MODELS = {
   'alexnet': (SMALL, (2, *SMALL)),
   'vgg11': (SMALL, None),
