@@ -88,12 +88,11 @@ def run(main: Callable[[], None]) -> None:
 
 def use_compilation_cache() -> None:
   """Keeps compiled programs between runs, as `config.compilation_cache` says."""
-  import jax
+  from cnnjax import compiled
 
   cache = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
   # The user's own directory: in a shared one, another user could plant compiled code.
-  jax.config.update('jax_compilation_cache_dir', os.path.join(cache, 'cnnjax', 'xla'))
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+  compiled.keep(os.path.join(cache, 'cnnjax', 'xla'))
 
 
 def start_again() -> None:
