@@ -34,7 +34,11 @@ SMALL = {
   'squeezenet1_1': (33, 35, 3),
   'vgg11_bn': (33, 35, 3),
 }
-FEWER = {'vgg11_bn': {'stage_sizes': (1, 2)}}  # of its 133 million parameters
+FEWER = {  # layers of a kind
+  'vgg11_bn': {'stage_sizes': (1, 2)},
+  'densenet_40_12': {'stage_sizes': (2, 2, 2)},
+  'convnextv2_atto': {'stage_sizes': (1, 1, 2, 1)},
+}
 CHOICES = ('xla', 'onednn') if plugin.load() else ('xla',)
 NUMBERS = ('NHWC', 'HWIO', 'NHWC')
 TARGETS = {'xla': 'stablehlo.convolution', 'onednn': '@cnnjax_onednn_inference'}

@@ -43,11 +43,10 @@ STAGES = {
   'convnextv2_atto': (2, 2, 2, 2),
 }
 # Model: size, and the input to train on, if it does: the smallest of each kind of block do (those
-# of VGG and GoogLeNet are in ResNet, AlexNet and Inception).
+# of VGG, GoogLeNet, MnasNet and EfficientNet-Lite are in others).
 MODELS = {
   'alexnet': (SMALL, (2, *SMALL)),
   'vgg11': (SMALL, None),
-  'vgg11_bn': (SMALL, None),
   'googlenet': (SMALL, None),
   'inception_v3': (LARGE, (2, 75, 107)),
   'xception': (SMALL, None),
@@ -75,12 +74,12 @@ MODELS = {
   'mobilenet_v3_large': (SMALL, None),
   'mobilenetv4_conv_small': (SMALL, (3, 33, 41)),
   'mnasnet0_5': (SMALL, None),
-  'mnasnet1_0': (SMALL, TRAIN),
+  'mnasnet1_0': (SMALL, None),
   'shufflenet_v2_x0_5': (SMALL, TRAIN),
   'ghostnet_100': (SMALL, TRAIN),
   'efficientnet_b0': (SMALL, TRAIN),
   'efficientnet_b3': (SMALL, None),
-  'tf_efficientnet_lite0': (SMALL, TRAIN),
+  'tf_efficientnet_lite0': (SMALL, None),
   'regnet_x_400mf': (SMALL, None),
   'regnet_y_400mf': (SMALL, TRAIN),
   'repvgg_a0': (SMALL, TRAIN),

@@ -43,8 +43,8 @@ def test_logits_and_names(name):
   back = pretrained.to_torch(name, variables)
   assert back.keys() == state.keys()
   for entry, value in state.items():
-    assert back[entry].dtype == value.dtype
-    np.testing.assert_array_equal(back[entry], value, strict=True)
+    assert (back[entry].dtype, back[entry].shape) == (value.dtype, value.shape)
+    assert np.array_equal(back[entry], value)  # ten times as fast as NumPy's own assertion
 
 
 @pytest.mark.parametrize('name', TRAINED)
