@@ -18,7 +18,7 @@ _LOGGER = logging.getLogger(__name__)
 CHOICES = ('auto', 'xla', 'onednn')
 # Products that are worth a thread: fewer take less time than waking it. In training more, since a
 # call wakes it several times, and it takes a core from XLA's threads.
-_WORTH_IN_INFERENCE, _WORTH_IN_TRAINING = 4_000_000, 12_000_000
+_WORTH_IN_INFERENCE, _WORTH_IN_TRAINING = 4_000_000, 16_000_000
 _PRODUCTS_OF_A_VALUE = 16  # that take as long as it takes to read or write a value
 
 # `with using('xla'):` and functions traced within leave all to XLA; 'onednn' insists on the plugin.

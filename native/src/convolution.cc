@@ -10,6 +10,7 @@
 #include <unordered_map>
 #include <utility>
 
+#include "narrow.h"
 #include "pointwise.h"
 #include "winograd.h"
 
@@ -295,6 +296,7 @@ size_t ProblemHash::operator()(const Problem& problem) const {
 std::unique_ptr<Convolution> make(const Problem& p) {
   if (auto ours = winograd(p)) return ours;
   if (auto ours = pointwise_gradient(p)) return ours;
+  if (auto ours = narrow_gradient(p)) return ours;
   return std::make_unique<Primitive>(p);
 }
 

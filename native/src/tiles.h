@@ -1,4 +1,4 @@
-// The arithmetic of winograd.cc on vectors, compiled once for every width of them.
+// The arithmetic of our own convolutions on vectors, compiled once for every width of them.
 
 #pragma once
 
@@ -21,6 +21,14 @@ struct Tiles {
   // for all `outer_rows` and one or two vectors of columns.
   void (*accumulate)(const float* a, int64_t a_stride, const float* b, int64_t b_stride, int64_t k,
                      int64_t columns, bool add, float* c, int64_t c_stride);
+  // to[column * to_stride + row] = from[row * from_stride + column] for at most `lanes` rows and
+  // columns. Whole vectors are read and written, rows that are missing as zeros.
+  void (*transpose)(const float* from, int64_t from_stride, int64_t rows, float* to,
+                    int64_t to_stride, int64_t columns);
+  // sums[0][channel][lane] += sum over planes p and taps t of first[p * plane + t + lane] *
+  // weights[p][t][channel], for 1 to 6 channels; sums[1] the same of `second`.
+  void (*correlate)(const float* first, const float* second, int64_t planes, int64_t plane,
+                    int64_t taps, int64_t channels, const float* weights, float* sums);
 
   // Lavin and Gray 2016, https://arxiv.org/abs/1509.09308, F(2 x 2, 3 x 3): with images d, kernel g,
   // y = A'[(G g G') * (B'd B)]A; of gradients, dg = G'[(A dy A') * (B'd B)]G. Transformed arrays are

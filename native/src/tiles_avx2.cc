@@ -11,7 +11,7 @@ constexpr int kLanes = 8, kRows = 6, kOuterRows = 4;  // 12 and 8 sums in 16 reg
 namespace cnnjax {
 
 extern const Tiles kTilesAvx2;
-const Tiles kTilesAvx2 = {kLanes, kRows, kOuterRows, multiply, accumulate, images, gradients,
-                          kernel, kernel_gradient, transposed_kernel, outputs};
+const Tiles kTilesAvx2 = {kLanes, kRows, kOuterRows, multiply, accumulate, transpose, correlate,
+                          images, gradients, kernel, kernel_gradient, transposed_kernel, outputs};
 
 }  // namespace cnnjax

@@ -11,7 +11,8 @@ constexpr int kLanes = 16, kRows = 14, kOuterRows = 8;  // 28 and 16 sums in 32 
 namespace cnnjax {
 
 extern const Tiles kTilesAvx512;
-const Tiles kTilesAvx512 = {kLanes, kRows, kOuterRows, multiply, accumulate, images, gradients,
-                            kernel, kernel_gradient, transposed_kernel, outputs};
+const Tiles kTilesAvx512 = {kLanes, kRows, kOuterRows, multiply, accumulate, transpose,
+                            correlate, images, gradients, kernel, kernel_gradient,
+                            transposed_kernel, outputs};
 
 }  // namespace cnnjax

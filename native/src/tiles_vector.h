@@ -64,6 +64,39 @@ void accumulate(const float* a, int64_t a_stride, const float* b, int64_t b_stri
                     : accumulate_tile<2>(a, a_stride, b, b_stride, k, add, c, c_stride);
 }
 
+template <int kChannels>
+inline void correlate_of(const float* __restrict first, const float* __restrict second,
+                         int64_t planes, int64_t plane, int64_t taps,
+                         const float* __restrict weights, float* __restrict sums) {
+  Vector totals[2][kChannels];
+#pragma GCC unroll 8
+  for (int c = 0; c < kChannels; ++c) {
+    totals[0][c] = load(sums + c * kLanes);
+    totals[1][c] = load(sums + (kChannels + c) * kLanes);
+  }
+  for (int64_t i = 0; i < planes; ++i, first += plane, second += plane)
+    for (int64_t tap = 0; tap < taps; ++tap, weights += kChannels) {
+      Vector one = load(first + tap), other = load(second + tap);
+#pragma GCC unroll 8
+      for (int c = 0; c < kChannels; ++c) {
+        totals[0][c] += one * weights[c];
+        totals[1][c] += other * weights[c];
+      }
+    }
+#pragma GCC unroll 8
+  for (int c = 0; c < kChannels; ++c) {
+    store(sums + c * kLanes, totals[0][c]);
+    store(sums + (kChannels + c) * kLanes, totals[1][c]);
+  }
+}
+
+void correlate(const float* first, const float* second, int64_t planes, int64_t plane, int64_t taps,
+               int64_t channels, const float* weights, float* sums) {
+  constexpr decltype(&correlate_of<1>) kRuns[] = {correlate_of<1>, correlate_of<2>, correlate_of<3>,
+                                                  correlate_of<4>, correlate_of<5>, correlate_of<6>};
+  kRuns[channels - 1](first, second, planes, plane, taps, weights, sums);
+}
+
 void images(const float* const* pixels, int64_t channels, float* planes, int64_t stride) {
   for (int64_t i = 0; i < channels; i += kLanes) {
     Vector half[4][4];
@@ -168,6 +201,24 @@ inline void transpose_step(Vector (&rows)[kLanes]) {
     }
 }
 
+inline void transpose_square(Vector (&rows)[kLanes]) {
+  transpose_step<1>(rows);
+  transpose_step<2>(rows);
+  transpose_step<4>(rows);
+  if constexpr (kLanes == 16) transpose_step<kLanes / 2>(rows);
+}
+
+void transpose(const float* from, int64_t from_stride, int64_t rows, float* to, int64_t to_stride,
+               int64_t columns) {
+  Vector square[kLanes];
+#pragma GCC unroll 16
+  for (int64_t i = 0; i < kLanes; ++i) square[i] = i < rows ? load(from + i * from_stride) : Vector{};
+  transpose_square(square);
+#pragma GCC unroll 16
+  for (int64_t i = 0; i < kLanes; ++i)
+    if (i < columns) store(to + i * to_stride, square[i]);
+}
+
 void transposed_kernel(const float* taps, int64_t tap, int64_t in, float* planes, int64_t stride,
                        int64_t row) {
   float squares[9][kLanes][kLanes];
@@ -175,10 +226,7 @@ void transposed_kernel(const float* taps, int64_t tap, int64_t in, float* planes
     Vector rows[kLanes];
 #pragma GCC unroll 16
     for (int j = 0; j < kLanes; ++j) rows[j] = load(taps + (8 - i) * tap + j * in);
-    transpose_step<1>(rows);
-    transpose_step<2>(rows);
-    transpose_step<4>(rows);
-    if constexpr (kLanes == 16) transpose_step<kLanes / 2>(rows);
+    transpose_square(rows);
 #pragma GCC unroll 16
     for (int j = 0; j < kLanes; ++j) store(squares[i][j], rows[j]);
   }

@@ -33,7 +33,7 @@ CASES = [
 
 @pytest.mark.parametrize(
   ('products', 'values', 'expected'),
-  [(0, 0, 1), (20_000_000, 0, 1), (30_000_000, 0, 2), (10**9, 0, 4), (0, 4_000_000, 4)],
+  [(0, 0, 1), (30_000_000, 0, 1), (40_000_000, 0, 2), (10**9, 0, 4), (0, 4_000_000, 4)],
 )
 def test_small_operations_take_few_threads(products, values, expected, monkeypatch):
   monkeypatch.setattr(plugin.load(), 'cores', lambda: 4 * jax.local_device_count('cpu'))
@@ -103,6 +103,25 @@ def test_gradient_of_pointwise_kernels(channels, threads, monkeypatch):
   assert max(errors(*case)) < 3e-6
 
 
+# An image without a partner; rows of several vectors and of less than one; 32 channels in several.
+@pytest.mark.parametrize('threads', [1, 3])
+@pytest.mark.parametrize(
+  'case',
+  [
+    ((7, 14, 14, 6), 16, NONE, 5),
+    ((2, 6, 35, 4), 32, SAME, 3),
+    ((3, 5, 33, 1), 16, ((0, 2), (3, 1)), 4),
+    ((4, 3, 2, 5), 48, ((2, 2), (2, 2)), 3),
+    ((1, 7, 16, 3), 16, ((6, 6), (6, 6)), 7),
+  ],
+  ids=str,
+)
+def test_gradient_of_narrow_images(case, threads, monkeypatch):
+  monkeypatch.setattr(plugin, 'threads', lambda *_: threads)
+  assert implementation('input_gradient', *case) == 'narrow'
+  assert max(errors(*case)) < 3e-6
+
+
 def test_not_a_number_stays():
   x = np.ones((64, 8, 8, 16), np.float32)
   x[3, 4, 4, 5] = np.nan
@@ -116,10 +135,11 @@ def test_narrower_vectors():
   """As on processors without AVX-512, whose vectors hold 8 floats: 24 channels fit them alone."""
   program = """if True:
     from tests.ops.test_native import SAME, errors, implementation
-    case = (20, 7, 9, 24), 40, SAME
-    print(implementation('forward', *case), max(errors(*case)) < 3e-6)
+    cases = {'forward': ((20, 7, 9, 24), 40, SAME), 'input_gradient': ((3, 9, 11, 6), 24, SAME)}
+    for kind, case in cases.items():
+      print(implementation(kind, *case), max(errors(*case)) < 3e-6)
   """
   environment = {**os.environ, 'ONEDNN_MAX_CPU_ISA': 'AVX2'}
   command = [sys.executable, '-c', program]
   result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-  assert result.stdout == 'winograd True\n', result.stderr
+  assert result.stdout == 'winograd True\nnarrow True\n', result.stderr
