@@ -258,14 +258,14 @@ def evaluate_checkpoint(config: Config, directory: str, step: int | None = None)
   """Evaluates a checkpoint on the test split; writes nothing.
 
   Args:
-    config: the run's own.
+    config: the run's own; `workdir.EVALUATION` may differ.
     directory: its working directory.
     step: which checkpoint; the newest if None.
 
   Raises:
     UserError: there is no such checkpoint, or the directory is another config's.
   """
-  processes.share(lambda: bool(workdir.check(directory, config)))
+  processes.share(lambda: bool(workdir.check(directory, config, workdir.EVALUATION)))
   setup = experiment.create(config, directory)
   with checkpoint.Checkpoints(directory, read_only=True) as checkpoints:
     state = setup.init()

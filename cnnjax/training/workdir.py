@@ -9,7 +9,7 @@ import platform
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -25,6 +25,7 @@ MAY_CHANGE = (
   'data.timeout',
   'profile',
 )  # no result depends on these
+EVALUATION = ('eval_mirror', 'eval_shift', 'eval_statistics')  # no parameter depends on these
 
 
 @contextlib.contextmanager
@@ -74,8 +75,13 @@ def prepare(workdir: str, config: Config) -> None:
     raise errors.UserError(f'--workdir={workdir!r} cannot be written: {e.strerror}') from e
 
 
-def check(workdir: str, config: Config) -> Any:
+def check(workdir: str, config: Config, may_change: Sequence[str] = ()) -> Any:
   """The config that the directory holds a run of; None if it holds none.
+
+  Args:
+    workdir: the directory.
+    config: what is to be done there.
+    may_change: keys that may differ, beside those that no result depends on.
 
   Raises:
     UserError: it differs from `config`; the message names the keys.
@@ -84,7 +90,7 @@ def check(workdir: str, config: Config) -> Any:
   if old is None:
     return None
   before, after = dict(leaves(old)), dict(leaves(json.loads(config.to_json())))
-  keys = sorted({*before, *after}.difference(MAY_CHANGE))
+  keys = sorted({*before, *after}.difference(MAY_CHANGE, may_change))
   changed = [k for k in keys if before.get(k) != after.get(k)]
   if changed:
     key = changed[0]

@@ -26,6 +26,17 @@ def test_the_figures_of_a_run(tmp_path, ema_decay):
   assert np.mean(np.argmax(logits, -1) == digits.labels) == pytest.approx(row['accuracy'])
   assert 0.2 < row['accuracy'] < 0.98  # neither chance nor all: that of these weights
 
+  # Evaluated in another way: without mirror images, and of nothing else of another config.
+  assert loop.evaluate_checkpoint(config_lib.validate(c), str(tmp_path)) == row
+  c.eval_mirror = False
+  plain = loop.evaluate_checkpoint(config_lib.validate(c), str(tmp_path))
+  assert abs(plain['loss'] - row['loss']) > 1e-4
+  with pytest.raises(UserError, match=r'differs in eval_mirror \('):
+    loop.train(config_lib.validate(c), str(tmp_path))
+  c.ema_decay = 0.9
+  with pytest.raises(UserError, match=r'differs in ema_decay \('):
+    loop.evaluate_checkpoint(config_lib.validate(c), str(tmp_path))
+
 
 def test_what_is_no_run(tmp_path):
   with pytest.raises(UserError, match=r'holds no run: config.json and data.json must be there'):
