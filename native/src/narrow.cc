@@ -13,9 +13,14 @@ namespace {
 constexpr int64_t kMostChannels = 6;  // whose sums, of two images, stay in registers
 constexpr int64_t kMostLanes = 16;
 // Of two images' outputs, which stay in the second-level cache.
-constexpr int64_t kMostElements = 128 << 10;
+constexpr int64_t kMostElements = 320 << 10;
 
 int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
+
+// The length of a plane's row: zeros before and after the pixels, and whole vectors from any of them.
+int64_t row_length(const Problem& p, int64_t lanes) {
+  return round_up(std::max(p.w + p.left, p.out_w), lanes) + lanes + p.kernel_w;
+}
 
 // A vector's lanes are pixels of a row: a row of dx is the sum over the kernel's rows and columns
 // and dy's channels of a row of dy, shifted, times a weight. Each thread takes some of the images,
@@ -26,7 +31,7 @@ class NarrowGradient : public Convolution {
       : p_(p),
         tiles_(tiles),
         threads_(std::min(p.threads, (p.n + 1) / 2)),
-        row_(round_up(std::max(p.w + p.left, p.out_w), tiles.lanes) + tiles.lanes + p.kernel_w),
+        row_(row_length(p, tiles.lanes)),
         plane_(p.out_h * row_),
         image_(p.out_c * plane_),
         kernel_(round_up(p.kernel_h * p.out_c * p.kernel_w * p.c, tiles.lanes)),
@@ -120,7 +125,8 @@ std::unique_ptr<Convolution> narrow_gradient(const Problem& p) {
   bool fits = static_cast<Kind>(p.kind) == Kind::kInputGradient && !p.bfloat16 && p.groups == 1 &&
               p.stride_h == 1 && p.stride_w == 1 && p.dilation_w == 1;
   if (!found || !fits || p.c > kMostChannels || p.out_c % found->lanes ||
-      2 * p.out_h * p.out_w * p.out_c > kMostElements)
+      2 * p.w < round_up(p.w, found->lanes) ||  // most lanes would be idle
+      2 * p.out_c * p.out_h * row_length(p, found->lanes) > kMostElements)
     return nullptr;
   return std::make_unique<NarrowGradient>(p, *found);
 }

@@ -111,7 +111,7 @@ def test_gradient_of_pointwise_kernels(channels, threads, monkeypatch):
     ((7, 14, 14, 6), 16, NONE, 5),
     ((2, 6, 35, 4), 32, SAME, 3),
     ((3, 5, 33, 1), 16, ((0, 2), (3, 1)), 4),
-    ((4, 3, 2, 5), 48, ((2, 2), (2, 2)), 3),
+    ((4, 3, 9, 5), 48, ((2, 2), (2, 2)), 3),
     ((1, 7, 16, 3), 16, ((6, 6), (6, 6)), 7),
   ],
   ids=str,
@@ -120,6 +120,11 @@ def test_gradient_of_narrow_images(case, threads, monkeypatch):
   monkeypatch.setattr(plugin, 'threads', lambda *_: threads)
   assert implementation('input_gradient', *case) == 'narrow'
   assert max(errors(*case)) < 3e-6
+
+
+def test_few_pixels_in_a_row_and_long_planes_are_onednns():
+  assert implementation('input_gradient', (4, 9, 7, 4), 16, SAME) != 'narrow'
+  assert implementation('input_gradient', (4, 90, 90, 4), 64, SAME) != 'narrow'
 
 
 def test_not_a_number_stays():
