@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from cnnjax import ops
 from cnnjax.layers import init
 from cnnjax.layers.conv import conv
 from cnnjax.layers.norm import BatchNorm, bind
@@ -114,7 +115,7 @@ class AirBench(nn.Module):
   dtype: Any = jnp.float32
   conv: Factory = conv
   norm: Factory | None = partial(BatchNorm, momentum=0.6, epsilon=1e-12, use_scale=False)
-  act: Activation = partial(nn.gelu, approximate=False)
+  act: Activation = ops.gelu
 
   @nn.compact
   def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from cnnjax import ops
 from cnnjax.layers.conv import conv
 from cnnjax.layers.norm import GlobalResponseNorm, LayerScale, bind
 from cnnjax.layers.pool import global_avg_pool
@@ -23,7 +24,6 @@ from cnnjax.models.resnet import rematerialise
 
 _normal = nn.initializers.normal(0.02)
 layer_norm = partial(nn.LayerNorm, epsilon=1e-6, use_fast_variance=False)
-exact_gelu = partial(nn.gelu, approximate=False)
 
 
 class Patches(nn.Module):
@@ -74,7 +74,7 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     channels = x.shape[-1]
-    dense = partial(nn.Dense, dtype=self.dtype, kernel_init=_normal)
+    dense = partial(nn.Dense, dtype=self.dtype, kernel_init=_normal, dot_general=ops.dot_general)
     y = self.conv(channels, 7, groups=channels, name='depthwise')(x)
     y = self.norm(name='norm')(y)
     y = self.act(dense(4 * channels, name='expand')(y))
@@ -143,7 +143,7 @@ class ConvNeXt(nn.Module):
   remat: bool = False
   conv: Factory = conv
   norm: Factory | None = layer_norm
-  act: Activation = exact_gelu
+  act: Activation = ops.gelu
 
   @nn.compact
   def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:

@@ -3,9 +3,11 @@ elsewhere. `using` chooses: `with ops.using('xla'): ...`. `members` chooses how 
 kernels at once, under `vmap`, are computed."""
 
 from cnnjax.ops import vmapped as vmapped
+from cnnjax.ops.activation import gelu as gelu
 from cnnjax.ops.batch_norm import batch_norm as batch_norm
 from cnnjax.ops.batch_norm import channel_moments as channel_moments
 from cnnjax.ops.convolution import conv_general_dilated as conv_general_dilated
+from cnnjax.ops.convolution import dot_general as dot_general
 from cnnjax.ops.plugin import slow_in_loops as slow_in_loops
 from cnnjax.ops.plugin import using as using
 from cnnjax.ops.pooling import max_pool as max_pool

@@ -23,6 +23,7 @@ from cnnjax.ops import plugin, ways
 from cnnjax.ops.primitive import bind, define
 
 _NUMBERS = ('NHWC', 'HWIO', 'NHWC')
+_OF_PIXELS = (((3,), (0,)), ((), ()))  # `dot_general`'s axes
 
 
 class Window(NamedTuple):
@@ -99,6 +100,38 @@ def conv_general_dilated(
     preferred_element_type,
     **options,
   )
+
+
+def dot_general(
+  lhs: jax.Array,
+  rhs: jax.Array,
+  dimension_numbers: Any,
+  precision: Any = None,
+  preferred_element_type: Any = None,
+  **options: Any,
+) -> jax.Array:
+  """`jax.lax.dot_general`, faster on CPUs for pixels [N, H, W, C] times a matrix [C, F].
+
+  Such a product, a dense layer over the channels, becomes a 1 x 1 convolution there: the matrix's
+  gradient takes two thirds of XLA's time. Everything else is left to XLA. The same arguments and
+  result.
+  """
+  pixels = _plain(dimension_numbers) == _OF_PIXELS and (lhs.ndim, rhs.ndim) == (4, 2)
+  if pixels and not options and jax.default_backend() == 'cpu' and plugin.chosen():
+    return conv_general_dilated(
+      lhs,
+      rhs[None, None],
+      (1, 1),
+      'VALID',
+      dimension_numbers=_NUMBERS,
+      precision=precision,
+      preferred_element_type=preferred_element_type,
+    )
+  return lax.dot_general(lhs, rhs, dimension_numbers, precision, preferred_element_type, **options)
+
+
+def _plain(numbers: Any) -> tuple[tuple[tuple[int, ...], ...], ...]:
+  return tuple(tuple(tuple(map(int, axes)) for axes in pair) for pair in numbers)
 
 
 def _output_size(image: Sequence[int], kernel: Sequence[int], window: Window) -> tuple[int, ...]:

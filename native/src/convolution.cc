@@ -10,8 +10,10 @@
 #include <unordered_map>
 #include <utility>
 
+#include "depthwise.h"
 #include "narrow.h"
 #include "pointwise.h"
+#include "product.h"
 #include "winograd.h"
 
 namespace cnnjax {
@@ -297,6 +299,8 @@ std::unique_ptr<Convolution> make(const Problem& p) {
   if (auto ours = winograd(p)) return ours;
   if (auto ours = pointwise_gradient(p)) return ours;
   if (auto ours = narrow_gradient(p)) return ours;
+  if (auto ours = depthwise_gradient(p)) return ours;
+  if (auto ours = product(p)) return ours;
   return std::make_unique<Primitive>(p);
 }
 

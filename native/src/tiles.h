@@ -30,6 +30,11 @@ struct Tiles {
   void (*correlate)(const float* first, const float* second, int64_t planes, int64_t plane,
                     int64_t taps, int64_t channels, const float* weights, float* sums);
 
+  // sums[tap][lane] += sum over rows and columns of x[row * x_row + column * x_column + tap * x_tap +
+  // lane] * dy[(row * columns + column) * pixel + lane], for 1 to 7 taps.
+  void (*depthwise)(const float* x, int64_t x_row, int64_t x_column, int64_t x_tap, const float* dy,
+                    int64_t pixel, int64_t rows, int64_t columns, int64_t taps, float* sums);
+
   // Lavin and Gray 2016, https://arxiv.org/abs/1509.09308, F(2 x 2, 3 x 3): with images d, kernel g,
   // y = A'[(G g G') * (B'd B)]A; of gradients, dg = G'[(A dy A') * (B'd B)]G. Transformed arrays are
   // 16 planes.

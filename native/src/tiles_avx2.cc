@@ -12,6 +12,7 @@ namespace cnnjax {
 
 extern const Tiles kTilesAvx2;
 const Tiles kTilesAvx2 = {kLanes, kRows, kOuterRows, multiply, accumulate, transpose, correlate,
-                          images, gradients, kernel, kernel_gradient, transposed_kernel, outputs};
+                          depthwise, images, gradients, kernel, kernel_gradient, transposed_kernel,
+                          outputs};
 
 }  // namespace cnnjax

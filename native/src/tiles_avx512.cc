@@ -12,7 +12,7 @@ namespace cnnjax {
 
 extern const Tiles kTilesAvx512;
 const Tiles kTilesAvx512 = {kLanes, kRows, kOuterRows, multiply, accumulate, transpose,
-                            correlate, images, gradients, kernel, kernel_gradient,
+                            correlate, depthwise, images, gradients, kernel, kernel_gradient,
                             transposed_kernel, outputs};
 
 }  // namespace cnnjax

@@ -97,6 +97,32 @@ void correlate(const float* first, const float* second, int64_t planes, int64_t 
   kRuns[channels - 1](first, second, planes, plane, taps, weights, sums);
 }
 
+template <int kTaps>
+inline void depthwise_of(const float* __restrict x, int64_t x_row, int64_t x_column, int64_t x_tap,
+                         const float* __restrict dy, int64_t pixel, int64_t rows, int64_t columns,
+                         float* __restrict sums) {
+  Vector totals[kTaps] = {};
+  for (int64_t row = 0; row < rows; ++row, x += x_row) {
+    const float* under = x;
+    for (int64_t column = 0; column < columns; ++column, under += x_column, dy += pixel) {
+      Vector factor = load(dy);
+#pragma GCC unroll 8
+      for (int tap = 0; tap < kTaps; ++tap) totals[tap] += factor * load(under + tap * x_tap);
+    }
+  }
+#pragma GCC unroll 8
+  for (int tap = 0; tap < kTaps; ++tap)
+    store(sums + tap * kLanes, load(sums + tap * kLanes) + totals[tap]);
+}
+
+void depthwise(const float* x, int64_t x_row, int64_t x_column, int64_t x_tap, const float* dy,
+               int64_t pixel, int64_t rows, int64_t columns, int64_t taps, float* sums) {
+  constexpr decltype(&depthwise_of<1>) kRuns[] = {depthwise_of<1>, depthwise_of<2>, depthwise_of<3>,
+                                                  depthwise_of<4>, depthwise_of<5>, depthwise_of<6>,
+                                                  depthwise_of<7>};
+  kRuns[taps - 1](x, x_row, x_column, x_tap, dy, pixel, rows, columns, sums);
+}
+
 void images(const float* const* pixels, int64_t channels, float* planes, int64_t stride) {
   for (int64_t i = 0; i < channels; i += kLanes) {
     Vector half[4][4];

@@ -127,6 +127,55 @@ def test_few_pixels_in_a_row_and_long_planes_are_onednns():
   assert implementation('input_gradient', (4, 90, 90, 4), 64, SAME) != 'narrow'
 
 
+# Strides and dilation, padding on some sides alone, more rows than a block of pixels, several
+# vectors of channels; the kernel's size, strides, padding and dilation.
+@pytest.mark.parametrize('threads', [1, 3])
+@pytest.mark.parametrize(
+  'case',
+  [
+    ((3, 9, 11, 48), (7, 7), (1, 1), ((3, 3), (3, 3)), (1, 1)),
+    ((2, 14, 13, 16), (5, 5), (2, 2), ((2, 2), (2, 2)), (1, 1)),
+    ((1, 40, 33, 32), (3, 6), (1, 1), ((0, 1), (4, 0)), (1, 1)),
+    ((2, 17, 19, 16), (2, 5), (3, 2), ((0, 0), (0, 0)), (2, 3)),
+    ((1, 2, 700, 16), (1, 7), (1, 1), ((0, 0), (6, 6)), (1, 1)),
+  ],
+  ids=str,
+)
+def test_gradient_of_depthwise_kernels(case, threads, monkeypatch):
+  monkeypatch.setattr(plugin, 'threads', lambda *_: threads)
+  images, taps, strides, padding, dilation = case
+  channels = images[-1]
+  options = {'rhs_dilation': dilation, 'feature_group_count': channels}
+  options['dimension_numbers'] = ('NHWC', 'HWIO', 'NHWC')
+  shape = (*taps, 1, channels)
+
+  def gradient(conv, x, dy):
+    zeros = jnp.zeros(shape, x.dtype)
+    return jax.vjp(lambda w: conv(x, w, strides, padding, **options), zeros)[1](dy)[0]
+
+  forward = lambda x, w: ops.conv_general_dilated(x, w, strides, padding, **options)
+  outputs = jax.eval_shape(forward, jnp.zeros(images), jnp.zeros(shape)).shape
+  window = Window(strides, padding, dilation, channels)
+  problem = plugin.problem('weight_gradient', images, shape, outputs, window, jnp.float32)
+  assert plugin.load().query(problem)[0] == 'depthwise'
+  rng = np.random.default_rng(0)
+  x, dy = rng.standard_normal(images), rng.standard_normal(outputs)
+  with jax.enable_x64(True):
+    exact = np.asarray(gradient(jax.lax.conv_general_dilated, jnp.asarray(x), jnp.asarray(dy)))
+  ours = gradient(ops.conv_general_dilated, jnp.float32(x), jnp.float32(dy))
+  assert np.abs(ours - exact).max() < 3e-6 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize('threads', [1, 3])
+@pytest.mark.parametrize('channels', [(384, 700), (1030, 257)], ids=str)
+def test_large_pointwise_kernels_are_products(channels, threads, monkeypatch):
+  monkeypatch.setattr(plugin, 'threads', lambda *_: threads)
+  case = (2, 5, 7, channels[0]), channels[1], NONE, 1
+  for kind in ('forward', 'input_gradient', 'weight_gradient'):
+    assert implementation(kind, *case) == 'product'
+  assert max(errors(*case)) < 3e-6
+
+
 def test_not_a_number_stays():
   x = np.ones((64, 8, 8, 16), np.float32)
   x[3, 4, 4, 5] = np.nan
