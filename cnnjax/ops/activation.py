@@ -12,8 +12,8 @@ def gelu(x: jax.Array) -> jax.Array:
   """x Phi(x), Phi the standard normal distribution function: Hendrycks and Gimpel 2016, "Gaussian
   error linear units", arXiv:1606.08415.
 
-  By erf, as PyTorch has it, where `jax.nn.gelu(x, approximate=False)` takes erfc: a third of the
-  time on CPUs, and as exact relative to |x|, if not to a result that is nearly 0 far below 0.
+  By erf, as PyTorch has it, where `jax.nn.gelu(x, approximate=False)` takes erfc: with the gradient
+  half of the time on CPUs, and as exact relative to |x|, if not to a result nearly 0 far below 0.
   """
   return x * _distribution(x)
 

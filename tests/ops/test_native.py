@@ -127,6 +127,29 @@ def test_few_pixels_in_a_row_and_long_planes_are_onednns():
   assert implementation('input_gradient', (4, 90, 90, 4), 64, SAME) != 'narrow'
 
 
+def depthwise_gradient(images, taps, strides, padding, dilation):
+  """Its implementation, and its largest error relative to the largest value."""
+  channels = images[-1]
+  options = {'rhs_dilation': dilation, 'feature_group_count': channels}
+  options['dimension_numbers'] = ('NHWC', 'HWIO', 'NHWC')
+  shape = (*taps, 1, channels)
+
+  def gradient(conv, x, dy):
+    zeros = jnp.zeros(shape, x.dtype)
+    return jax.vjp(lambda w: conv(x, w, strides, padding, **options), zeros)[1](dy)[0]
+
+  forward = lambda x, w: ops.conv_general_dilated(x, w, strides, padding, **options)
+  outputs = jax.eval_shape(forward, jnp.zeros(images), jnp.zeros(shape)).shape
+  window = Window(strides, padding, dilation, channels)
+  problem = plugin.problem('weight_gradient', images, shape, outputs, window, jnp.float32)
+  rng = np.random.default_rng(0)
+  x, dy = rng.standard_normal(images), rng.standard_normal(outputs)
+  with jax.enable_x64(True):
+    exact = np.asarray(gradient(jax.lax.conv_general_dilated, jnp.asarray(x), jnp.asarray(dy)))
+  ours = gradient(ops.conv_general_dilated, jnp.float32(x), jnp.float32(dy))
+  return plugin.load().query(problem)[0], float(np.abs(ours - exact).max() / np.abs(exact).max())
+
+
 # Strides and dilation, padding on some sides alone, more rows than a block of pixels, several
 # vectors of channels; the kernel's size, strides, padding and dilation.
 @pytest.mark.parametrize('threads', [1, 3])
@@ -143,27 +166,9 @@ def test_few_pixels_in_a_row_and_long_planes_are_onednns():
 )
 def test_gradient_of_depthwise_kernels(case, threads, monkeypatch):
   monkeypatch.setattr(plugin, 'threads', lambda *_: threads)
-  images, taps, strides, padding, dilation = case
-  channels = images[-1]
-  options = {'rhs_dilation': dilation, 'feature_group_count': channels}
-  options['dimension_numbers'] = ('NHWC', 'HWIO', 'NHWC')
-  shape = (*taps, 1, channels)
-
-  def gradient(conv, x, dy):
-    zeros = jnp.zeros(shape, x.dtype)
-    return jax.vjp(lambda w: conv(x, w, strides, padding, **options), zeros)[1](dy)[0]
-
-  forward = lambda x, w: ops.conv_general_dilated(x, w, strides, padding, **options)
-  outputs = jax.eval_shape(forward, jnp.zeros(images), jnp.zeros(shape)).shape
-  window = Window(strides, padding, dilation, channels)
-  problem = plugin.problem('weight_gradient', images, shape, outputs, window, jnp.float32)
-  assert plugin.load().query(problem)[0] == 'depthwise'
-  rng = np.random.default_rng(0)
-  x, dy = rng.standard_normal(images), rng.standard_normal(outputs)
-  with jax.enable_x64(True):
-    exact = np.asarray(gradient(jax.lax.conv_general_dilated, jnp.asarray(x), jnp.asarray(dy)))
-  ours = gradient(ops.conv_general_dilated, jnp.float32(x), jnp.float32(dy))
-  assert np.abs(ours - exact).max() < 3e-6 * np.abs(exact).max()
+  implementation, error = depthwise_gradient(*case)
+  assert implementation == 'depthwise'
+  assert error < 3e-6
 
 
 @pytest.mark.parametrize('threads', [1, 3])
@@ -188,12 +193,15 @@ def test_not_a_number_stays():
 def test_narrower_vectors():
   """As on processors without AVX-512, whose vectors hold 8 floats: 24 channels fit them alone."""
   program = """if True:
-    from tests.ops.test_native import SAME, errors, implementation
+    from tests.ops.test_native import SAME, depthwise_gradient, errors, implementation
     cases = {'forward': ((20, 7, 9, 24), 40, SAME), 'input_gradient': ((3, 9, 11, 6), 24, SAME)}
     for kind, case in cases.items():
       print(implementation(kind, *case), max(errors(*case)) < 3e-6)
+    case = (2, 9, 11, 24), (5, 7), (1, 1), ((2, 2), (3, 3)), (1, 1)
+    name, error = depthwise_gradient(*case)
+    print(name, error < 3e-6)
   """
   environment = {**os.environ, 'ONEDNN_MAX_CPU_ISA': 'AVX2'}
   command = [sys.executable, '-c', program]
   result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-  assert result.stdout == 'winograd True\nnarrow True\n', result.stderr
+  assert result.stdout == 'winograd True\nnarrow True\ndepthwise True\n', result.stderr
