@@ -16,9 +16,7 @@ from cnnjax.errors import UserError
 _LOGGER = logging.getLogger(__name__)
 
 CHOICES = ('auto', 'xla', 'onednn')
-# Products that are worth a thread: fewer take less time than waking it. In training more, since a
-# call wakes it several times, and it takes a core from XLA's threads.
-_WORTH_IN_INFERENCE, _WORTH_IN_TRAINING = 4_000_000, 16_000_000
+_WORTH = 4_000_000  # products that are worth a thread: fewer take less time than waking it
 _PRODUCTS_OF_A_VALUE = 16  # that take as long as it takes to read or write a value
 
 # `with using('xla'):` and functions traced within leave all to XLA; 'onednn' insists on the plugin.
@@ -62,7 +60,7 @@ def load() -> Any:
   return plugin
 
 
-def threads(products: int, values: int, worth: int = _WORTH_IN_TRAINING) -> int:
+def threads(products: int, values: int) -> int:
   """Threads for one call: the virtual devices, which run at the same time, share the cores.
 
   A function of the shapes alone within a process, since the order of sums depends on it.
@@ -70,10 +68,9 @@ def threads(products: int, values: int, worth: int = _WORTH_IN_TRAINING) -> int:
   Args:
     products: multiplications that it makes.
     values: that it reads and writes.
-    worth: products that are worth a thread.
   """
   most = load().cores() // jax.local_device_count('cpu')
-  return max(1, min(most, (products + _PRODUCTS_OF_A_VALUE * values) // worth))
+  return max(1, min(most, (products + _PRODUCTS_OF_A_VALUE * values) // _WORTH))
 
 
 def problem(
@@ -101,10 +98,7 @@ def problem(
   places = (*window.strides, top, bottom, left, right, *window.dilation, window.groups)
   options = (int(dtype == jnp.bfloat16), int(kind == 'inference'), activation, int(residual))
   products = math.prod(outputs) * math.prod(kernel[:3])
-  if kind == 'inference':
-    count = threads(products, 0, _WORTH_IN_INFERENCE)
-  else:
-    count = threads(products, math.prod(images) + math.prod(outputs))
+  count = threads(products, math.prod(images) + math.prod(outputs))
   return (load().KINDS.index(kind), *sizes, *places, *options, count)
 
 

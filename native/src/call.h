@@ -2,8 +2,6 @@
 
 #pragma once
 
-#include <omp.h>
-
 #include <exception>
 #include <new>
 #include <string>
@@ -63,13 +61,15 @@ inline ffi::Error describe(Kind kind, Integers x, Integers kernel, Integers y, f
   return ffi::Error::Success();
 }
 
-// Runs `body` with this thread's parallel regions `threads` wide; what it throws becomes a status.
+// Runs `body` with a team of so many threads; what it throws becomes a status.
 template <typename Body>
-ffi::Error guarded(int64_t threads, Body body) {
+ffi::Error guarded(int64_t threads, ffi::ThreadPool& pool, Body body) {
   if (threads < 1) return invalid("threads must be positive");
   try {
-    omp_set_num_threads(static_cast<int>(threads));
-    body();
+    Team::Schedule schedule;
+    if (threads > 1 && pool.num_threads() > 0)
+      schedule = [&](Team::Task task) { pool.Schedule(std::move(task)); };
+    body(Team(threads, schedule));
     return ffi::Error::Success();
   } catch (const dnnl::error& error) {
     return ffi::Error(ffi::ErrorCode::kInternal, std::string("cnnjax_onednn: ") + error.what());

@@ -39,20 +39,17 @@ CNNJAX_CLONES void add_products(const float* __restrict v, const float* __restri
     }
 }
 
-// Runs `block(first row, rows, thread's sums)` over all blocks and `merge(sums, sums)` over the
-// threads, in their order, so that a result depends on the number of threads alone.
+// Runs `block(first row, rows, part's sums)` over all blocks and `merge(sums, sums)` over the parts,
+// as many as threads, in their order, so that a result depends on that number alone.
 template <typename Sums, typename Block, typename Merge>
-Sums reduce(int64_t rows, int64_t step, int threads, const Sums& zero, Block block, Merge merge) {
-  int64_t blocks = (rows + step - 1) / step;
-  threads = static_cast<int>(std::min<int64_t>(threads, blocks));
-  std::vector<Sums> partial(static_cast<size_t>(threads), zero);
-#pragma omp parallel for schedule(static) num_threads(threads)
-  for (int thread = 0; thread < threads; ++thread) {
-    Sums& mine = partial[static_cast<size_t>(thread)];
-    int64_t last = blocks * (thread + 1) / threads;
-    for (int64_t i = blocks * thread / threads; i < last; ++i)
+Sums reduce(int64_t rows, int64_t step, const Team& team, const Sums& zero, Block block, Merge merge) {
+  int64_t blocks = (rows + step - 1) / step, parts = std::min(team.threads(), blocks);
+  std::vector<Sums> partial(static_cast<size_t>(parts), zero);
+  team.run(parts, [&](int64_t part, int64_t) {
+    Sums& mine = partial[static_cast<size_t>(part)];
+    for (int64_t i = blocks * part / parts; i < blocks * (part + 1) / parts; ++i)
       block(i * step, std::min(step, rows - i * step), mine);
-  }
+  });
   for (size_t i = 1; i < partial.size(); ++i) merge(partial[0], partial[i]);
   return std::move(partial[0]);
 }
@@ -79,7 +76,7 @@ void add(Moments& sums, double count, const Value* mean, const Value* squares) {
 
 }  // namespace
 
-void moments(const float* x, int64_t rows, int64_t channels, int threads, float* mean,
+void moments(const float* x, int64_t rows, int64_t channels, const Team& team, float* mean,
              float* variance) {
   auto width = static_cast<size_t>(channels);
   Moments zero;
@@ -99,7 +96,7 @@ void moments(const float* x, int64_t rows, int64_t channels, int threads, float*
   auto merge = [](Moments& sums, const Moments& other) {
     add(sums, other.count, other.mean.data(), other.squares.data());
   };
-  Moments all = reduce(rows, block_rows(channels), threads, zero, block, merge);
+  Moments all = reduce(rows, block_rows(channels), team, zero, block, merge);
   for (size_t i = 0; i < width; ++i) {
     mean[i] = static_cast<float>(all.mean[i]);
     variance[i] = static_cast<float>(all.squares[i] / all.count);
@@ -107,7 +104,7 @@ void moments(const float* x, int64_t rows, int64_t channels, int threads, float*
 }
 
 void sums(const float* v, const float* x, const float* mean, int64_t rows, int64_t channels,
-          int threads, float* values, float* products) {
+          const Team& team, float* values, float* products) {
   struct Sums {
     std::vector<double> all;    // both sums
     std::vector<float> block;
@@ -123,7 +120,7 @@ void sums(const float* v, const float* x, const float* mean, int64_t rows, int64
   auto merge = [](Sums& sums, const Sums& other) {
     for (size_t i = 0; i < sums.all.size(); ++i) sums.all[i] += other.all[i];
   };
-  Sums total = reduce(rows, block_rows(channels), threads, zero, block, merge);
+  Sums total = reduce(rows, block_rows(channels), team, zero, block, merge);
   for (size_t i = 0; i < width; ++i) {
     values[i] = static_cast<float>(total.all[i]);
     products[i] = static_cast<float>(total.all[width + i]);

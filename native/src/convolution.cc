@@ -1,7 +1,6 @@
 #include "convolution.h"
 
-#include <omp.h>
-
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <list>
@@ -138,44 +137,63 @@ void prefer(const Problem& p, dnnl::convolution_forward::primitive_desc& describ
   described = first;
 }
 
-// A oneDNN primitive with its memory.
+// A oneDNN primitive of one thread, for a part of the images, which the team's threads run side by
+// side; sums of a kernel's gradient are added in the parts' order. Where the images can't be divided
+// it has all of them, and its threads are OpenMP's.
 class Primitive : public Convolution {
  public:
   explicit Primitive(const Problem& problem);
-  void operator()(const Arrays& arrays, std::byte* scratch) override;
-  void pack(const void* kernel, void* packed) override;
-  size_t scratch_bytes() const override { return kernel_bytes_ + primitive_bytes_; }
+  void operator()(const Arrays& arrays, std::byte* scratch, const Team& team) override;
+  void pack(const void* kernel, void* packed, const Team& team) override;
+  size_t scratch_bytes() const override {
+    return copies() * kernel_bytes_ + workers() * primitive_bytes_;
+  }
   size_t packed_bytes() const override { return ours_.get_size(); }
   std::string implementation() const override { return implementation_; }
 
  private:
+  bool gradient() const { return kind_ == Kind::kWeightGradient; }
+  bool own_kernel() const {
+    return gradient() ? reordered_ || parts_ > 1 : reordered_ && kind_ != Kind::kInference;
+  }
+  size_t copies() const { return !own_kernel() ? 0 : static_cast<size_t>(gradient() ? parts_ : 1); }
+  size_t workers() const { return static_cast<size_t>(std::min(parts_, threads_)); }
+  void part(const Arrays& arrays, int64_t i, std::byte* kernel, std::byte* scratch) const;
+  void add(std::byte* kernels, const Team& team) const;
+  void reorder(void* from, void* to) const;
+
   memory::desc theirs_, ours_;  // the kernel's layout outside, and in the primitive
+  memory::desc images_, outputs_, bias_, scratchpad_;
   bool reordered_;
   size_t kernel_bytes_ = 0, primitive_bytes_ = 0;
   std::string implementation_;
   Kind kind_;
   bool residual_;
-  int threads_;
+  int64_t threads_, parts_;
   dnnl::primitive primitive_;
   dnnl::reorder reorder_;
-  memory images_, kernel_, given_, outputs_, bias_, scratchpad_;
-
-  void reorder(memory& from, memory& to) {
-    bool small = ours_.get_size() < kLargeKernel;
-    if (small) omp_set_num_threads(1);
-    reorder_.execute(stream(), from, to);
-    if (small) omp_set_num_threads(threads_);
-  }
 };
+
+// The fewest parts of equal size that occupy all threads; 1 where there are none, or where their sums
+// would be rounded.
+int64_t parts(const Problem& p) {
+  bool rounds = p.bfloat16 && static_cast<Kind>(p.kind) == Kind::kWeightGradient;
+  if (p.threads > 1 && !rounds)
+    for (int64_t parts = p.threads; parts <= std::min(p.n, 4 * p.threads); ++parts)
+      if (p.n % parts == 0) return parts;
+  return 1;
+}
 
 Primitive::Primitive(const Problem& p)
     : kind_(static_cast<Kind>(p.kind)),
       residual_(p.residual != 0),
-      threads_(static_cast<int>(p.threads)) {
+      threads_(p.threads),
+      parts_(parts(p)) {
+  OpenMP wide(parts_ > 1 ? 1 : threads_);
   using tag = memory::format_tag;
   auto type = p.bfloat16 ? memory::data_type::bf16 : memory::data_type::f32;
-  memory::desc images({p.n, p.c, p.h, p.w}, type, tag::nhwc);
-  memory::desc outputs({p.n, p.out_c, p.out_h, p.out_w}, type, tag::nhwc);
+  memory::desc images({p.n / parts_, p.c, p.h, p.w}, type, tag::nhwc);
+  memory::desc outputs({p.n / parts_, p.out_c, p.out_h, p.out_w}, type, tag::nhwc);
   memory::desc kernel = any_kernel_desc(p, type), bias;
   theirs_ = kernel_desc(p, type);
   Dims strides{p.stride_h, p.stride_w}, dilation{p.dilation_h - 1, p.dilation_w - 1};
@@ -216,73 +234,91 @@ Primitive::Primitive(const Problem& p)
     }
   }
   reordered_ = ours_ != theirs_;
+  images_ = images, outputs_ = outputs, bias_ = bias, scratchpad_ = scratchpad;
   auto round = [](size_t bytes) { return (bytes + 63) / 64 * 64; };
-  if (reordered_ && kind_ != Kind::kInference) kernel_bytes_ = round(ours_.get_size());
+  kernel_bytes_ = round(ours_.get_size());
   primitive_bytes_ = round(scratchpad.get_size());
-
-  auto empty = [](const memory::desc& desc) { return memory(desc, engine(), nullptr); };
-  images_ = empty(images);
-  outputs_ = empty(outputs);
-  kernel_ = empty(ours_);
-  given_ = empty(theirs_);
-  if (p.bias) bias_ = empty(bias);
-  scratchpad_ = empty(scratchpad);
-  if (reordered_)
-    reorder_ = kind_ == Kind::kWeightGradient ? dnnl::reorder(kernel_, given_)
-                                              : dnnl::reorder(given_, kernel_);
+  if (!reordered_) return;
+  memory packed(ours_, engine(), nullptr), given(theirs_, engine(), nullptr);
+  reorder_ = gradient() ? dnnl::reorder(packed, given) : dnnl::reorder(given, packed);
 }
 
-void Primitive::operator()(const Arrays& arrays, std::byte* scratch) {
-  images_.set_data_handle(arrays.images);
-  outputs_.set_data_handle(arrays.outputs);
-  scratchpad_.set_data_handle(scratch + kernel_bytes_);
-  given_.set_data_handle(arrays.kernel);
-  bool packed = reordered_ && kind_ != Kind::kInference;
-  kernel_.set_data_handle(packed ? static_cast<void*>(scratch) : arrays.kernel);
+void Primitive::operator()(const Arrays& arrays, std::byte* scratch, const Team& team) {
+  std::byte* kernels = scratch;
+  scratch += copies() * kernel_bytes_;
+  auto* given = static_cast<std::byte*>(arrays.kernel);
+  if (own_kernel() && !gradient()) reorder(given, kernels);
+  if (!own_kernel()) kernels = given;
+  if (parts_ == 1) {
+    OpenMP wide(threads_);
+    part(arrays, 0, kernels, scratch);
+  } else {
+    team.run(parts_, [&](int64_t i, int64_t worker) {
+      part(arrays, i, kernels + (gradient() ? static_cast<size_t>(i) * kernel_bytes_ : 0),
+           scratch + static_cast<size_t>(worker) * primitive_bytes_);
+    });
+    if (gradient()) add(kernels, team);
+  }
+  if (!own_kernel() || !gradient()) return;
+  if (reordered_)
+    reorder(kernels, given);
+  else
+    std::memcpy(given, kernels, ours_.get_size());
+}
+
+// One part of the images.
+void Primitive::part(const Arrays& arrays, int64_t i, std::byte* kernel, std::byte* scratch) const {
+  auto at = [&](void* array, const memory::desc& desc) {
+    return static_cast<std::byte*>(array) + static_cast<size_t>(i) * desc.get_size();
+  };
+  std::byte *images = at(arrays.images, images_), *outputs = at(arrays.outputs, outputs_);
   if (residual_ && arrays.residual != arrays.outputs)
-    std::memcpy(arrays.outputs, arrays.residual, outputs_.get_desc().get_size());
+    std::memcpy(outputs, at(arrays.residual, outputs_), outputs_.get_size());
+  auto memory_of = [](const memory::desc& desc, void* data) { return memory(desc, engine(), data); };
+  memory x = memory_of(images_, images), y = memory_of(outputs_, outputs),
+         w = memory_of(ours_, kernel);
+  std::unordered_map<int, memory> arguments{
+      {DNNL_ARG_SCRATCHPAD, memory_of(scratchpad_, scratch)}};
   switch (kind_) {
     case Kind::kForward:
-    case Kind::kInference: {
-      if (packed) reorder(given_, kernel_);
-      std::unordered_map<int, memory> arguments{{DNNL_ARG_SRC, images_},
-                                                {DNNL_ARG_WEIGHTS, kernel_},
-                                                {DNNL_ARG_DST, outputs_},
-                                                {DNNL_ARG_SCRATCHPAD, scratchpad_}};
-      if (bias_) {
-        bias_.set_data_handle(arrays.bias);
-        arguments.emplace(DNNL_ARG_BIAS, bias_);
-      }
-      primitive_.execute(stream(), arguments);
+    case Kind::kInference:
+      arguments.insert({{DNNL_ARG_SRC, x}, {DNNL_ARG_WEIGHTS, w}, {DNNL_ARG_DST, y}});
+      if (arrays.bias) arguments.emplace(DNNL_ARG_BIAS, memory_of(bias_, arrays.bias));
       break;
-    }
     case Kind::kInputGradient:
-      if (packed) reorder(given_, kernel_);
-      primitive_.execute(stream(), {{DNNL_ARG_DIFF_SRC, images_},
-                                    {DNNL_ARG_WEIGHTS, kernel_},
-                                    {DNNL_ARG_DIFF_DST, outputs_},
-                                    {DNNL_ARG_SCRATCHPAD, scratchpad_}});
+      arguments.insert({{DNNL_ARG_DIFF_SRC, x}, {DNNL_ARG_WEIGHTS, w}, {DNNL_ARG_DIFF_DST, y}});
       break;
     case Kind::kWeightGradient:
-      primitive_.execute(stream(), {{DNNL_ARG_SRC, images_},
-                                    {DNNL_ARG_DIFF_WEIGHTS, kernel_},
-                                    {DNNL_ARG_DIFF_DST, outputs_},
-                                    {DNNL_ARG_SCRATCHPAD, scratchpad_}});
-      if (packed) reorder(kernel_, given_);
+      arguments.insert({{DNNL_ARG_SRC, x}, {DNNL_ARG_DIFF_WEIGHTS, w}, {DNNL_ARG_DIFF_DST, y}});
       break;
   }
+  primitive_.execute(stream(), arguments);
   stream().wait();
 }
 
-void Primitive::pack(const void* kernel, void* packed) {
-  if (!reordered_) {
-    std::memcpy(packed, kernel, ours_.get_size());
-    return;
-  }
-  given_.set_data_handle(const_cast<void*>(kernel));
-  kernel_.set_data_handle(packed);
-  reorder(given_, kernel_);
+// Adds the parts' kernels to the first.
+void Primitive::add(std::byte* kernels, const Team& team) const {
+  auto count = static_cast<int64_t>(kernel_bytes_ / sizeof(float));
+  auto* total = reinterpret_cast<float*>(kernels);
+  team.share(count, [&](int64_t first, int64_t last, int64_t) {
+    for (int64_t part = 1; part < parts_; ++part)
+      for (int64_t i = first; i < last; ++i) total[i] += total[part * count + i];
+  });
+}
+
+void Primitive::reorder(void* from, void* to) const {
+  OpenMP wide(ours_.get_size() < kLargeKernel ? 1 : threads_);
+  memory packed(ours_, engine(), gradient() ? from : to),
+      given(theirs_, engine(), gradient() ? to : from);
+  reorder_.execute(stream(), gradient() ? packed : given, gradient() ? given : packed);
   stream().wait();
+}
+
+void Primitive::pack(const void* kernel, void* packed, const Team&) {
+  if (reordered_)
+    reorder(const_cast<void*>(kernel), packed);
+  else
+    std::memcpy(packed, kernel, ours_.get_size());
 }
 
 }  // namespace

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "oneapi/dnnl/dnnl.hpp"
+#include "team.h"
 
 namespace cnnjax {
 
@@ -44,11 +45,12 @@ class Convolution {
  public:
   virtual ~Convolution() = default;
 
-  // Runs it. `scratch` has `scratch_bytes()` and is aligned to 64.
-  virtual void operator()(const Arrays& arrays, std::byte* scratch) = 0;
+  // Runs it, for a team of the problem's threads. `scratch` has `scratch_bytes()` and is aligned to
+  // 64.
+  virtual void operator()(const Arrays& arrays, std::byte* scratch, const Team& team) = 0;
 
   // Orders a kernel as kInference wants it; `packed` has `packed_bytes()`.
-  virtual void pack(const void* kernel, void* packed) = 0;
+  virtual void pack(const void* kernel, void* packed, const Team& team) = 0;
 
   virtual size_t scratch_bytes() const = 0;
   virtual size_t packed_bytes() const = 0;

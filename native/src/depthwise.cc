@@ -1,7 +1,5 @@
 #include "depthwise.h"
 
-#include <omp.h>
-
 #include <algorithm>
 #include <cstring>
 
@@ -28,31 +26,28 @@ class DepthwiseGradient : public Convolution {
         blocks_(p.c / tiles.lanes),
         threads_(std::min(p.threads, blocks_)) {}
 
-  void operator()(const Arrays& arrays, std::byte* scratch) override {
+  void operator()(const Arrays& arrays, std::byte* scratch, const Team& team) override {
     auto* memory = reinterpret_cast<float*>(scratch);
     auto *x = static_cast<const float*>(arrays.images),
          *dy = static_cast<const float*>(arrays.outputs);
     auto* dw = static_cast<float*>(arrays.kernel);
-#pragma omp parallel num_threads(static_cast<int>(threads_))
-    {
-      float* plane = memory + omp_get_thread_num() * (plane_ + sums_);
+    for (int64_t thread = 0; thread < threads_; ++thread)
+      std::fill_n(memory + thread * (plane_ + sums_), plane_, 0.0f);
+    team.run(blocks_, [&](int64_t block, int64_t worker) {
+      float* plane = memory + worker * (plane_ + sums_);
       float* sums = plane + plane_;
-      std::fill_n(plane, plane_, 0.0f);
-#pragma omp for schedule(dynamic)
-      for (int64_t block = 0; block < blocks_; ++block) {
-        int64_t channel = block * tiles_.lanes;
-        std::fill_n(sums, sums_, 0.0f);
-        for (int64_t n = 0; n < p_.n; ++n) {
-          copy(x + n * p_.h * p_.w * p_.c + channel, plane);
-          add(plane, dy + n * p_.out_h * p_.out_w * p_.c + channel, sums);
-        }
-        for (int64_t tap = 0; tap < p_.kernel_h * p_.kernel_w; ++tap)
-          std::memcpy(dw + tap * p_.c + channel, sums + tap * tiles_.lanes, vector_bytes());
+      int64_t channel = block * tiles_.lanes;
+      std::fill_n(sums, sums_, 0.0f);
+      for (int64_t n = 0; n < p_.n; ++n) {
+        copy(x + n * p_.h * p_.w * p_.c + channel, plane);
+        add(plane, dy + n * p_.out_h * p_.out_w * p_.c + channel, sums);
       }
-    }
+      for (int64_t tap = 0; tap < p_.kernel_h * p_.kernel_w; ++tap)
+        std::memcpy(dw + tap * p_.c + channel, sums + tap * tiles_.lanes, vector_bytes());
+    });
   }
 
-  void pack(const void*, void*) override {}
+  void pack(const void*, void*, const Team&) override {}
   size_t scratch_bytes() const override {
     return 4 * static_cast<size_t>(threads_ * (plane_ + sums_));
   }

@@ -16,7 +16,8 @@ bool same_types(const ffi::AnyBuffer& a, const ffi::AnyBuffer& b, const ffi::Any
 }
 
 ffi::Error convolve(Kind kind, const ffi::AnyBuffer& images, const ffi::AnyBuffer& kernel,
-                    const ffi::AnyBuffer& outputs, const Window& window, int64_t threads) {
+                    const ffi::AnyBuffer& outputs, const Window& window, int64_t threads,
+                    ffi::ThreadPool& pool) {
   Problem problem;
   auto error = describe(kind, images.dimensions(), kernel.dimensions(), outputs.dimensions(),
                         images.element_type(), window, problem);
@@ -24,33 +25,34 @@ ffi::Error convolve(Kind kind, const ffi::AnyBuffer& images, const ffi::AnyBuffe
   if (!same_types(images, kernel, outputs))
     return invalid("images, kernel and outputs must have one element type");
   problem.threads = threads;
-  return guarded(threads, [&] {
+  return guarded(threads, pool, [&](const Team& team) {
     Convolution& convolution = find(problem);
     Arrays arrays{images.untyped_data(), kernel.untyped_data(), outputs.untyped_data(), nullptr,
                   nullptr};
-    convolution(arrays, scratch(convolution.scratch_bytes()));
+    convolution(arrays, scratch(convolution.scratch_bytes()), team);
   });
 }
 
-#define CNNJAX_WINDOW                                                                        \
-  Integers strides, Integers padding, Integers dilation, int64_t groups, \
-      int64_t threads
+#define CNNJAX_WINDOW                                                                    \
+  Integers strides, Integers padding, Integers dilation, int64_t groups, int64_t threads, \
+      ffi::ThreadPool pool
 
 ffi::Error forward(ffi::AnyBuffer images, ffi::AnyBuffer kernel, ffi::Result<ffi::AnyBuffer> outputs,
                    CNNJAX_WINDOW) {
-  return convolve(Kind::kForward, images, kernel, *outputs, {strides, padding, dilation, groups}, threads);
+  return convolve(Kind::kForward, images, kernel, *outputs,
+                  {strides, padding, dilation, groups}, threads, pool);
 }
 
 ffi::Error input_gradient(ffi::AnyBuffer kernel, ffi::AnyBuffer outputs,
                           ffi::Result<ffi::AnyBuffer> images, CNNJAX_WINDOW) {
   return convolve(Kind::kInputGradient, *images, kernel, outputs,
-                  {strides, padding, dilation, groups}, threads);
+                  {strides, padding, dilation, groups}, threads, pool);
 }
 
 ffi::Error weight_gradient(ffi::AnyBuffer images, ffi::AnyBuffer outputs,
                            ffi::Result<ffi::AnyBuffer> kernel, CNNJAX_WINDOW) {
   return convolve(Kind::kWeightGradient, images, *kernel, outputs,
-                  {strides, padding, dilation, groups}, threads);
+                  {strides, padding, dilation, groups}, threads, pool);
 }
 
 // An array of which every member has its own, [members, ...], or which all share.
@@ -88,29 +90,18 @@ ffi::Error members(ffi::AnyBuffer first, ffi::AnyBuffer second, ffi::Result<ffi:
   if (error.failure()) return error;
   if (!same_types(first, second, *result))
     return invalid("images, kernel and outputs must have one element type");
-  auto one = [&](int64_t member) {
+  auto one = [&](int64_t member, const Team& team) {
     Convolution& convolution = find(problem);
     Arrays arrays{images->at(member), kernel->at(member), outputs->at(member), nullptr, nullptr};
-    convolution(arrays, scratch(convolution.scratch_bytes()));
+    convolution(arrays, scratch(convolution.scratch_bytes()), team);
   };
-  return guarded(threads, [&] {
+  return guarded(threads, pool, [&](const Team& team) {
     problem.threads = members < 2 * threads ? threads : 1;
     if (problem.threads == threads) {
-      for (int64_t member = 0; member < members; ++member) one(member);
-      return;
+      for (int64_t member = 0; member < members; ++member) one(member, team);
+    } else {
+      team.run(members, [&](int64_t member, int64_t) { one(member, Team(1, {})); });
     }
-    std::exception_ptr failure;
-#pragma omp parallel for schedule(static) num_threads(static_cast<int>(threads))
-    for (int64_t member = 0; member < members; ++member) {
-      try {
-        omp_set_num_threads(1);
-        one(member);
-      } catch (...) {
-#pragma omp critical
-        failure = std::current_exception();
-      }
-    }
-    if (failure) std::rethrow_exception(failure);
   });
 }
 
@@ -124,20 +115,19 @@ int64_t rows(const ffi::Buffer<ffi::F32>& x) {
 using Floats = ffi::Buffer<ffi::F32>;
 
 ffi::Error channel_moments(Floats x, ffi::Result<Floats> mean, ffi::Result<Floats> variance,
-                           int64_t threads) {
+                           int64_t threads, ffi::ThreadPool pool) {
   if (x.dimensions().size() == 0 || x.element_count() == 0) return invalid("no values to average");
   int64_t channels = x.dimensions().back();
   for (const Floats& result : {*mean, *variance})
     if (static_cast<int64_t>(result.element_count()) != channels)
       return invalid("mean and variance are [channels]");
-  return guarded(threads, [&] {
-    moments(x.typed_data(), rows(x), channels, static_cast<int>(threads), mean->typed_data(),
-            variance->typed_data());
+  return guarded(threads, pool, [&](const Team& team) {
+    moments(x.typed_data(), rows(x), channels, team, mean->typed_data(), variance->typed_data());
   });
 }
 
 ffi::Error channel_sums(Floats v, Floats x, Floats mean, ffi::Result<Floats> values,
-                        ffi::Result<Floats> products, int64_t threads) {
+                        ffi::Result<Floats> products, int64_t threads, ffi::ThreadPool pool) {
   if (x.dimensions().size() == 0 || x.element_count() == 0) return invalid("no values to add");
   int64_t channels = x.dimensions().back();
   if (v.element_count() != x.element_count() || v.dimensions().back() != channels)
@@ -145,9 +135,9 @@ ffi::Error channel_sums(Floats v, Floats x, Floats mean, ffi::Result<Floats> val
   for (const Floats& vector : {mean, *values, *products})
     if (static_cast<int64_t>(vector.element_count()) != channels)
       return invalid("mean and sums are [channels]");
-  return guarded(threads, [&] {
-    sums(v.typed_data(), x.typed_data(), mean.typed_data(), rows(x), channels,
-         static_cast<int>(threads), values->typed_data(), products->typed_data());
+  return guarded(threads, pool, [&](const Team& team) {
+    sums(v.typed_data(), x.typed_data(), mean.typed_data(), rows(x), channels, team,
+         values->typed_data(), products->typed_data());
   });
 }
 
@@ -168,24 +158,25 @@ ffi::Error describe(const Floats& x, const Floats& y, Integers window, Integers 
   return ffi::Error::Success();
 }
 
-ffi::Error pool(Floats x, ffi::Result<Floats> y, Integers window, Integers strides,
-                Integers padding, int64_t threads) {
+ffi::Error pooling(Floats x, ffi::Result<Floats> y, Integers window, Integers strides,
+                   Integers padding, int64_t threads, ffi::ThreadPool pool) {
   Pool geometry;
   auto error = describe(x, *y, window, strides, padding, geometry);
   if (error.failure()) return error;
-  return guarded(threads, [&] {
-    max_pool(geometry, x.typed_data(), static_cast<int>(threads), y->typed_data());
+  return guarded(threads, pool, [&](const Team& team) {
+    max_pool(geometry, x.typed_data(), team, y->typed_data());
   });
 }
 
-ffi::Error pool_gradient(Floats dy, Floats x, ffi::Result<Floats> dx, Integers window,
-                         Integers strides, Integers padding, int64_t threads) {
+ffi::Error pooling_gradient(Floats dy, Floats x, ffi::Result<Floats> dx, Integers window,
+                            Integers strides, Integers padding, int64_t threads,
+                            ffi::ThreadPool pool) {
   Pool geometry;
   auto error = describe(x, dy, window, strides, padding, geometry);
   if (error.failure()) return error;
   if (dx->element_count() != x.element_count()) return invalid("a gradient is as its images");
-  return guarded(threads, [&] {
-    max_pool_gradient(geometry, x.typed_data(), dy.typed_data(), static_cast<int>(threads),
+  return guarded(threads, pool, [&](const Team& team) {
+    max_pool_gradient(geometry, x.typed_data(), dy.typed_data(), team,
                       dx->typed_data());
   });
 }
@@ -195,7 +186,8 @@ ffi::Error pool_gradient(Floats dy, Floats x, ffi::Result<Floats> dx, Integers w
       .Attr<Integers>("padding")        \
       .Attr<Integers>("dilation")       \
       .Attr<int64_t>("groups")          \
-      .Attr<int64_t>("threads")
+      .Attr<int64_t>("threads")         \
+      .Ctx<ffi::ThreadPool>()
 
 }  // namespace
 
@@ -231,7 +223,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(cnnjax_onednn_members, members,
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     cnnjax_onednn_channel_moments, channel_moments,
-    ffi::Ffi::Bind().Arg<Floats>().Ret<Floats>().Ret<Floats>().Attr<int64_t>("threads"));
+    ffi::Ffi::Bind().Arg<Floats>().Ret<Floats>().Ret<Floats>().Attr<int64_t>("threads")
+        .Ctx<ffi::ThreadPool>());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(cnnjax_onednn_channel_sums, channel_sums,
                               ffi::Ffi::Bind()
@@ -240,18 +233,20 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(cnnjax_onednn_channel_sums, channel_sums,
                                   .Arg<Floats>()
                                   .Ret<Floats>()
                                   .Ret<Floats>()
-                                  .Attr<int64_t>("threads"));
+                                  .Attr<int64_t>("threads")
+                                  .Ctx<ffi::ThreadPool>());
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(cnnjax_onednn_max_pool, pool,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(cnnjax_onednn_max_pool, pooling,
                               ffi::Ffi::Bind()
                                   .Arg<Floats>()
                                   .Ret<Floats>()
                                   .Attr<Integers>("window")
                                   .Attr<Integers>("strides")
                                   .Attr<Integers>("padding")
-                                  .Attr<int64_t>("threads"));
+                                  .Attr<int64_t>("threads")
+                                  .Ctx<ffi::ThreadPool>());
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(cnnjax_onednn_max_pool_gradient, pool_gradient,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(cnnjax_onednn_max_pool_gradient, pooling_gradient,
                               ffi::Ffi::Bind()
                                   .Arg<Floats>()
                                   .Arg<Floats>()
@@ -259,7 +254,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(cnnjax_onednn_max_pool_gradient, pool_gradient,
                                   .Attr<Integers>("window")
                                   .Attr<Integers>("strides")
                                   .Attr<Integers>("padding")
-                                  .Attr<int64_t>("threads"));
+                                  .Attr<int64_t>("threads")
+                                  .Ctx<ffi::ThreadPool>());
 
 // The implementation for a problem (an array of the fields of Problem), written to `name`; returns
 // the packed kernel's size in bytes, or -1 where oneDNN has nothing.
@@ -268,7 +264,6 @@ extern "C" int64_t cnnjax_onednn_query(const int64_t* fields, int64_t count, cha
   Problem problem;
   if (static_cast<size_t>(count) * sizeof(int64_t) != sizeof(problem)) return -1;
   std::memcpy(&problem, fields, sizeof(problem));
-  omp_set_num_threads(static_cast<int>(problem.threads));
   auto convolution = make(problem);
   std::snprintf(name, static_cast<size_t>(length), "%s", convolution->implementation().c_str());
   return static_cast<int64_t>(convolution->packed_bytes());

@@ -28,7 +28,7 @@ bool has(const Floats& buffer, int64_t elements) {
 }
 
 ffi::Error inference(Floats images, Floats kernel, Floats bias, ffi::RemainingArgs residual,
-                     ffi::Result<Floats> outputs, Integers fields) {
+                     ffi::Result<Floats> outputs, Integers fields, ffi::ThreadPool pool) {
   Problem p;
   if (auto error = parse(fields, p); error.failure()) return error;
   if (!has(images, p.n * p.h * p.w * p.c) || !has(bias, p.out_c) ||
@@ -45,25 +45,25 @@ ffi::Error inference(Floats images, Floats kernel, Floats bias, ffi::RemainingAr
     arrays.residual = given->untyped_data();
   }
   bool fits = true;
-  auto error = guarded(p.threads, [&] {
+  auto error = guarded(p.threads, pool, [&](const Team& team) {
     Convolution& convolution = find(p);
     fits = convolution.packed_bytes() == kernel.size_bytes();
-    if (fits) convolution(arrays, scratch(convolution.scratch_bytes()));
+    if (fits) convolution(arrays, scratch(convolution.scratch_bytes()), team);
   });
   return fits ? error : invalid("the kernel isn't packed for this problem");
 }
 
 // [kernel_h, kernel_w, c / groups, out_c] to as many bytes as the query said.
-ffi::Error pack(Floats kernel, ffi::Result<Floats> packed, Integers fields) {
+ffi::Error pack(Floats kernel, ffi::Result<Floats> packed, Integers fields, ffi::ThreadPool pool) {
   Problem p;
   if (auto error = parse(fields, p); error.failure()) return error;
   if (!has(kernel, p.kernel_h * p.kernel_w * (p.c / p.groups) * p.out_c))
     return invalid("the shape of the kernel doesn't fit the problem");
   bool fits = true;
-  auto error = guarded(p.threads, [&] {
+  auto error = guarded(p.threads, pool, [&](const Team& team) {
     Convolution& convolution = find(p);
     fits = convolution.packed_bytes() == packed->size_bytes();
-    if (fits) convolution.pack(kernel.untyped_data(), packed->untyped_data());
+    if (fits) convolution.pack(kernel.untyped_data(), packed->untyped_data(), team);
   });
   return fits ? error : invalid("the packed kernel has another size");
 }
@@ -77,10 +77,12 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(cnnjax_onednn_inference, inference,
                                   .Arg<Floats>()
                                   .RemainingArgs()
                                   .Ret<Floats>()
-                                  .Attr<Integers>("problem"));
+                                  .Attr<Integers>("problem")
+                                  .Ctx<ffi::ThreadPool>());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     cnnjax_onednn_pack, pack,
-    ffi::Ffi::Bind().Arg<Floats>().Ret<Floats>().Attr<Integers>("problem"));
+    ffi::Ffi::Bind().Arg<Floats>().Ret<Floats>().Attr<Integers>("problem")
+        .Ctx<ffi::ThreadPool>());
 
 }  // namespace cnnjax

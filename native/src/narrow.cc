@@ -1,7 +1,5 @@
 #include "narrow.h"
 
-#include <omp.h>
-
 #include <algorithm>
 #include <cstring>
 
@@ -38,22 +36,21 @@ class NarrowGradient : public Convolution {
         sums_(2 * p.c * tiles.lanes),
         part_(round_up(sums_ + 2 * image_, tiles.lanes)) {}
 
-  void operator()(const Arrays& arrays, std::byte* scratch) override {
+  void operator()(const Arrays& arrays, std::byte* scratch, const Team& team) override {
     auto* kernel = reinterpret_cast<float*>(scratch);
     reorder(static_cast<const float*>(arrays.kernel), kernel);
     auto* dy = static_cast<const float*>(arrays.outputs);
     auto* dx = static_cast<float*>(arrays.images);
     int64_t pairs = (p_.n + 1) / 2;
-#pragma omp parallel for schedule(static) num_threads(static_cast<int>(threads_))
-    for (int64_t thread = 0; thread < threads_; ++thread) {
-      float *sums = kernel + kernel_ + thread * part_, *images = sums + sums_;
+    team.share(pairs, [&](int64_t first, int64_t last, int64_t worker) {
+      float *sums = kernel + kernel_ + worker * part_, *images = sums + sums_;
       std::fill_n(images, 2 * image_, 0.0f);
-      for (int64_t pair = pairs * thread / threads_; pair < pairs * (thread + 1) / threads_; ++pair)
+      for (int64_t pair = first; pair < last; ++pair)
         two(dy, 2 * pair, std::min<int64_t>(2, p_.n - 2 * pair), kernel, images, sums, dx);
-    }
+    });
   }
 
-  void pack(const void*, void*) override {}
+  void pack(const void*, void*, const Team&) override {}
   size_t scratch_bytes() const override {
     return 4 * static_cast<size_t>(kernel_ + threads_ * part_);
   }
@@ -91,8 +88,8 @@ class NarrowGradient : public Convolution {
     for (int64_t y = 0; y < p_.out_h; ++y, from += p_.out_w * p_.out_c, to += row_)
       for (int64_t o = 0; o < p_.out_c; o += tiles_.lanes)
         for (int64_t x = 0; x < p_.out_w; x += tiles_.lanes)
-          tiles_.transpose(from + x * p_.out_c + o, p_.out_c, std::min<int64_t>(p_.out_w - x, tiles_.lanes),
-                           to + o * plane_ + x, plane_, tiles_.lanes);
+          tiles_.transpose(from + x * p_.out_c + o, p_.out_c,
+                           std::min<int64_t>(p_.out_w - x, tiles_.lanes), to + o * plane_ + x, plane_, tiles_.lanes);
   }
 
   // Row y of both images, from the column on at which `images` points.

@@ -1,7 +1,5 @@
 #include "pointwise.h"
 
-#include <omp.h>
-
 #include <algorithm>
 #include <cstring>
 
@@ -17,7 +15,7 @@ constexpr int64_t kMostElements = 192 << 10, kFewestPixels = 4096;
 
 int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
 
-// Each thread adds its part of the pixels to a matrix of its own; these are added in their order.
+// Parts of the pixels, as many as threads, have a matrix each; these are added in their order.
 class PointwiseGradient : public Convolution {
  public:
   PointwiseGradient(const Problem& p, const Tiles& tiles)
@@ -28,33 +26,28 @@ class PointwiseGradient : public Convolution {
         column_(stride(p.out_c)),
         thread_floats_(p.c * p.out_c + kBlock * (row_ + column_)) {}
 
-  void operator()(const Arrays& arrays, std::byte* scratch) override {
+  void operator()(const Arrays& arrays, std::byte* scratch, const Team& team) override {
     auto* memory = reinterpret_cast<float*>(scratch);
     auto *x = static_cast<const float*>(arrays.images),
          *dy = static_cast<const float*>(arrays.outputs);
     auto* dw = static_cast<float*>(arrays.kernel);
     // Whole blocks for each thread, so that one thread's last block alone is short.
     int64_t blocks = (pixels_ + kBlock - 1) / kBlock;
-#pragma omp parallel num_threads(static_cast<int>(p_.threads))
-    {
-      int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
-      add(x, dy, blocks * thread / threads * kBlock,
-          std::min(pixels_, blocks * (thread + 1) / threads * kBlock),
-          memory + thread * thread_floats_);
-#pragma omp barrier
-#pragma omp for schedule(static)
-      for (int64_t row = 0; row < p_.c; ++row) {
-        float* to = dw + row * p_.out_c;
-        std::memcpy(to, memory + row * p_.out_c, static_cast<size_t>(p_.out_c) * 4);
-        for (int64_t other = 1; other < threads; ++other) {
-          const float* from = memory + other * thread_floats_ + row * p_.out_c;
-          for (int64_t i = 0; i < p_.out_c; ++i) to[i] += from[i];
-        }
+    int64_t parts = p_.threads, elements = p_.c * p_.out_c;
+    team.run(parts, [&](int64_t part, int64_t) {
+      add(x, dy, blocks * part / parts * kBlock,
+          std::min(pixels_, blocks * (part + 1) / parts * kBlock), memory + part * thread_floats_);
+    });
+    team.share(elements, [&](int64_t first, int64_t last, int64_t) {
+      std::copy(memory + first, memory + last, dw + first);
+      for (int64_t other = 1; other < parts; ++other) {
+        const float* from = memory + other * thread_floats_;
+        for (int64_t i = first; i < last; ++i) dw[i] += from[i];
       }
-    }
+    });
   }
 
-  void pack(const void*, void*) override {}
+  void pack(const void*, void*, const Team&) override {}
   size_t scratch_bytes() const override {
     return 4 * static_cast<size_t>(p_.threads * thread_floats_);
   }

@@ -38,9 +38,8 @@ CNNJAX_CLONES void add_where(const float* __restrict dy, const int32_t* __restri
 
 }  // namespace
 
-void max_pool(const Pool& p, const float* x, int threads, float* y) {
-#pragma omp parallel for schedule(static) num_threads(threads)
-  for (int64_t row = 0; row < p.n * p.out_h; ++row) {
+void max_pool(const Pool& p, const float* x, const Team& team, float* y) {
+  auto one = [&](int64_t row) {
     int64_t image = row / p.out_h, top = row % p.out_h * p.stride_h - p.top;
     Range rows = taps(top, p.window_h, p.h);
     for (int64_t column = 0; column < p.out_w; ++column) {
@@ -56,14 +55,16 @@ void max_pool(const Pool& p, const float* x, int threads, float* y) {
             larger(pixel, p.c, best);
         }
     }
-  }
+  };
+  team.share(p.n * p.out_h, [&](int64_t first, int64_t last, int64_t) {
+    for (int64_t row = first; row < last; ++row) one(row);
+  });
 }
 
-void max_pool_gradient(const Pool& p, const float* x, const float* dy, int threads, float* dx) {
+void max_pool_gradient(const Pool& p, const float* x, const float* dy, const Team& team, float* dx) {
   // Windows overlap, so a task is a whole image, or where there are few, some of its channels.
-  int64_t parts = p.n >= threads ? 1 : std::clamp<int64_t>(p.c / 16, 1, threads);
-#pragma omp parallel for schedule(static) num_threads(threads)
-  for (int64_t task = 0; task < p.n * parts; ++task) {
+  int64_t parts = p.n >= team.threads() ? 1 : std::clamp<int64_t>(p.c / 16, 1, team.threads());
+  team.run(p.n * parts, [&](int64_t task, int64_t) {
     int64_t image = task / parts, part = task % parts;
     int64_t first = p.c * part / parts, channels = p.c * (part + 1) / parts - first;
     std::vector<float> best(static_cast<size_t>(channels));
@@ -103,7 +104,7 @@ void max_pool_gradient(const Pool& p, const float* x, const float* dy, int threa
       }
     }
     clear(p.h);
-  }
+  });
 }
 
 }  // namespace cnnjax

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "team.h"
+
 namespace cnnjax {
 
 // Padding never wins; it may not be a whole window.
@@ -12,9 +14,9 @@ struct Pool {
 };
 
 // y [n, out_h, out_w, c]; NaN wins over everything.
-void max_pool(const Pool& pool, const float* x, int threads, float* y);
+void max_pool(const Pool& pool, const float* x, const Team& team, float* y);
 
 // dx, as x: of each window, the first maximum in row-major order takes the gradient dy.
-void max_pool_gradient(const Pool& pool, const float* x, const float* dy, int threads, float* dx);
+void max_pool_gradient(const Pool& pool, const float* x, const float* dy, const Team& team, float* dx);
 
 }  // namespace cnnjax

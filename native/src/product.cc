@@ -1,5 +1,7 @@
 #include "product.h"
 
+#include <algorithm>
+
 namespace cnnjax {
 namespace {
 
@@ -12,32 +14,41 @@ class Product : public Convolution {
   explicit Product(const Problem& p)
       : kind_(static_cast<Kind>(p.kind)), pixels_(p.n * p.h * p.w), c_(p.c), out_c_(p.out_c) {}
 
-  void operator()(const Arrays& arrays, std::byte*) override {
+  void operator()(const Arrays& arrays, std::byte*, const Team& team) override {
     auto* x = static_cast<float*>(arrays.images);
     auto* w = static_cast<float*>(arrays.kernel);
     auto* y = static_cast<float*>(arrays.outputs);
     switch (kind_) {
-      case Kind::kForward: multiply('N', 'N', pixels_, out_c_, c_, x, c_, w, out_c_, y); break;
+      case Kind::kForward: multiply(team, 'N', 'N', pixels_, out_c_, c_, x, c_, w, out_c_, y); break;
       case Kind::kInputGradient:
-        multiply('N', 'T', pixels_, c_, out_c_, y, out_c_, w, out_c_, x);
+        multiply(team, 'N', 'T', pixels_, c_, out_c_, y, out_c_, w, out_c_, x);
         break;
-      default: multiply('T', 'N', c_, out_c_, pixels_, x, c_, y, out_c_, w);
+      default: multiply(team, 'T', 'N', c_, out_c_, pixels_, x, c_, y, out_c_, w);
     }
   }
 
-  void pack(const void*, void*) override {}
+  void pack(const void*, void*, const Team&) override {}
   size_t scratch_bytes() const override { return 0; }
   size_t packed_bytes() const override { return 0; }
   std::string implementation() const override { return "product"; }
 
  private:
-  // to [rows, columns] = a b, each transposed or not.
-  static void multiply(char a_as, char b_as, int64_t rows, int64_t columns, int64_t depth,
-                       const float* a, int64_t a_row, const float* b, int64_t b_row, float* to) {
-    auto status = dnnl::sgemm(a_as, b_as, rows, columns, depth, 1.0f, a, a_row, b, b_row, 0.0f, to,
-                              columns);
-    if (status != dnnl::status::success)
-      throw dnnl::error(static_cast<dnnl_status_t>(status), "could not multiply matrices");
+  // to [rows, columns] = a b, each transposed or not: a part of the longer side for each thread.
+  static void multiply(const Team& team, char a_as, char b_as, int64_t rows, int64_t columns,
+                       int64_t depth, const float* a, int64_t a_row, const float* b, int64_t b_row,
+                       float* to) {
+    bool high = rows > columns;
+    int64_t all = high ? rows : columns, parts = std::min(team.threads(), all);
+    team.run(parts, [&](int64_t part, int64_t) {
+      int64_t first = all * part / parts, count = all * (part + 1) / parts - first;
+      int64_t row = high ? first : 0, column = high ? 0 : first;
+      auto status = dnnl::sgemm(a_as, b_as, high ? count : rows, high ? columns : count, depth, 1.0f,
+                                a + row * (a_as == 'N' ? a_row : 1), a_row,
+                                b + column * (b_as == 'N' ? 1 : b_row), b_row, 0.0f,
+                                to + row * columns + column, columns);
+      if (status != dnnl::status::success)
+        throw dnnl::error(static_cast<dnnl_status_t>(status), "could not multiply matrices");
+    });
   }
 
   const Kind kind_;

@@ -1,7 +1,5 @@
 #include "winograd.h"
 
-#include <omp.h>
-
 #include <algorithm>
 #include <limits>
 #include <numeric>
@@ -60,7 +58,7 @@ class Winograd : public Convolution {
     thread_floats_ = 16 * (plane_ + product_) + p.out_c + std::max(p.c, p.out_c);
   }
 
-  void operator()(const Arrays& arrays, std::byte* scratch) override {
+  void operator()(const Arrays& arrays, std::byte* scratch, const Team& team) override {
     auto* memory = reinterpret_cast<float*>(scratch);
     const float* kernel = static_cast<const float*>(arrays.kernel);
     bool packs = kind_ != Kind::kInference;
@@ -69,22 +67,15 @@ class Winograd : public Convolution {
     Arrays ours = arrays;
     if (kind_ == Kind::kInputGradient) std::swap(ours.images, ours.outputs);
     int64_t blocks = divide_up(grid_.tiles, block_);
-#pragma omp parallel num_threads(static_cast<int>(p_.threads))
-    {
-      if (packs) {
-        transform(kernel, transformed);
-#pragma omp barrier
-      }
-      int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
-      float* mine = rest + thread * thread_floats_;
-      for (int64_t i = blocks * thread / threads; i < blocks * (thread + 1) / threads; ++i)
-        run(ours, transformed, i * block_, std::min(grid_.tiles, (i + 1) * block_), mine);
-    }
+    if (packs) transform(kernel, transformed, team);
+    team.run(blocks, [&](int64_t i, int64_t worker) {
+      run(ours, transformed, i * block_, std::min(grid_.tiles, (i + 1) * block_),
+          rest + worker * thread_floats_);
+    });
   }
 
-  void pack(const void* kernel, void* packed) override {
-#pragma omp parallel num_threads(static_cast<int>(p_.threads))
-    transform(static_cast<const float*>(kernel), static_cast<float*>(packed));
+  void pack(const void* kernel, void* packed, const Team& team) override {
+    transform(static_cast<const float*>(kernel), static_cast<float*>(packed), team);
   }
 
   size_t scratch_bytes() const override {
@@ -100,25 +91,27 @@ class Winograd : public Convolution {
   int64_t packed_floats() const { return 16 * kernel_plane(); }
   int64_t width(int64_t panel) const { return std::min(panel_, p_.out_c - panel); }
 
-  // This thread's part of the kernel, as [plane, panel, c, columns of the panel].
-  void transform(const float* kernel, float* packed) const {
+  // The kernel as [plane, panel, c, columns of the panel].
+  void transform(const float* kernel, float* packed, const Team& team) const {
     int64_t in = p_.c, out = p_.out_c, lanes = tiles_.lanes, tap = in * out;
     bool transpose = kind_ == Kind::kInputGradient;
     int64_t rows = transpose ? lanes : 1;
     // In this order, what is written lies together.
-    int64_t steps = in / lanes;
-#pragma omp for schedule(static) nowait
-    for (int64_t index = 0; index < divide_up(out, panel_) * steps; ++index) {
-      int64_t panel = index / steps * panel_, first = index % steps * lanes;
-      for (int64_t i = first; i < first + lanes; i += rows)
-        for (int64_t j = panel; j < panel + width(panel); j += lanes) {
-          float* to = packed + panel * in + i * width(panel) + j - panel;
-          if (transpose)
-            tiles_.transposed_kernel(kernel + j * in + i, tap, in, to, kernel_plane(), width(panel));
-          else
-            tiles_.kernel(kernel + i * out + j, tap, to, kernel_plane());
-        }
-    }
+    int64_t steps = in / lanes, all = divide_up(out, panel_) * steps;
+    team.share(all, [&](int64_t begin, int64_t end, int64_t) {
+      for (int64_t index = begin; index < end; ++index) {
+        int64_t panel = index / steps * panel_, first = index % steps * lanes;
+        for (int64_t i = first; i < first + lanes; i += rows)
+          for (int64_t j = panel; j < panel + width(panel); j += lanes) {
+            float* to = packed + panel * in + i * width(panel) + j - panel;
+            if (transpose)
+              tiles_.transposed_kernel(kernel + j * in + i, tap, in, to, kernel_plane(),
+                                       width(panel));
+            else
+              tiles_.kernel(kernel + i * out + j, tap, to, kernel_plane());
+          }
+      }
+    });
   }
 
   void run(const Arrays& arrays, const float* packed, int64_t first, int64_t last,
@@ -189,33 +182,25 @@ class WinogradGradient : public Convolution {
     thread_floats_ = 16 * (image_plane_ + gradient_plane_) + std::max(rows_, columns_);
   }
 
-  void operator()(const Arrays& arrays, std::byte* scratch) override {
+  void operator()(const Arrays& arrays, std::byte* scratch, const Team& team) override {
     auto* memory = reinterpret_cast<float*>(scratch);
     float* sums = memory + p_.threads * thread_floats_;
     auto* dw = static_cast<float*>(arrays.kernel);
-    int64_t jobs = chunks_ * splits_;
-#pragma omp parallel num_threads(static_cast<int>(p_.threads))
-    {
-      int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
-      float* mine = memory + thread * thread_floats_;
-      for (int64_t job = jobs * thread / threads; job < jobs * (thread + 1) / threads; ++job) {
-        int64_t split = job % splits_, chunk = job / splits_;
-        float* to = sums + (splits_ > 1 ? job : thread) * chunk_;
-        add(arrays, chunk, grid_.tiles * split / splits_, grid_.tiles * (split + 1) / splits_, mine,
-            to);
-        if (splits_ == 1) finish(chunk, 0, rows_, to, dw);
-      }
-      if (splits_ > 1) {
-#pragma omp barrier
-        int64_t groups = rows_ / tiles_.outer_rows;
-#pragma omp for schedule(static)
-        for (int64_t i = 0; i < chunks_ * groups; ++i)
-          merge(i / groups, i % groups * tiles_.outer_rows, sums, dw);
-      }
-    }
+    team.run(chunks_ * splits_, [&](int64_t job, int64_t worker) {
+      int64_t split = job % splits_, chunk = job / splits_;
+      float* to = sums + (splits_ > 1 ? job : worker) * chunk_;
+      add(arrays, chunk, grid_.tiles * split / splits_, grid_.tiles * (split + 1) / splits_,
+          memory + worker * thread_floats_, to);
+      if (splits_ == 1) finish(chunk, 0, rows_, to, dw);
+    });
+    if (splits_ == 1) return;
+    int64_t groups = rows_ / tiles_.outer_rows;
+    team.run(chunks_ * groups, [&](int64_t i, int64_t) {
+      merge(i / groups, i % groups * tiles_.outer_rows, sums, dw);
+    });
   }
 
-  void pack(const void*, void*) override {}
+  void pack(const void*, void*, const Team&) override {}
   size_t scratch_bytes() const override {
     int64_t sums = splits_ > 1 ? chunks_ * splits_ : p_.threads;
     return 4 * static_cast<size_t>(p_.threads * thread_floats_ + sums * chunk_);
