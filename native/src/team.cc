@@ -5,6 +5,7 @@
 #include <exception>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <thread>
 
 namespace cnnjax {
@@ -49,13 +50,18 @@ void Team::run(int64_t jobs, const std::function<void(int64_t, int64_t)>& body) 
   auto shared = std::make_shared<Jobs>();
   shared->body = &body;
   shared->count = jobs;
-  for (int64_t i = 0; i < others; ++i) schedule_([shared] { shared->work(); });
+  try {
+    for (int64_t i = 0; i < others; ++i) schedule_([shared] { shared->work(); });
+  } catch (const std::bad_alloc&) {  // who has been asked helps; `body` must outlive their jobs
+  }
   shared->work();
-  for (int spins = 0; shared->done.load(std::memory_order_acquire) < jobs; ++spins) {
-    if (spins < kSpins)
-      __builtin_ia32_pause();
-    else
+  for (int spins = 0; shared->done.load(std::memory_order_acquire) < jobs;) {
+    if (spins == kSpins) {
       std::this_thread::yield();
+    } else {
+      ++spins;
+      __builtin_ia32_pause();
+    }
   }
   if (shared->failure) std::rethrow_exception(shared->failure);
 }
