@@ -171,7 +171,7 @@ class Winograd : public Convolution {
 class WinogradGradient : public Convolution {
  public:
   WinogradGradient(const Problem& p, const Tiles& tiles) : p_(p), tiles_(tiles), grid_(p) {
-    rows_ = part(p.c, kChunkRows, tiles.outer_rows);
+    rows_ = part(p.c, kChunkRows, tiles.lanes);  // of whole vectors, hence of whole outer rows
     columns_ = part(p.out_c, kChunkColumns, 2 * tiles.lanes);
     row_chunks_ = divide_up(p.c, rows_);
     chunks_ = row_chunks_ * divide_up(p.out_c, columns_);

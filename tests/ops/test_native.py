@@ -1,6 +1,9 @@
 """The plugin's own convolutions, compared with XLA's in float64."""
 
 import concurrent.futures
+import ctypes
+import functools
+import mmap
 import os
 import subprocess
 import sys
@@ -261,6 +264,62 @@ def test_not_a_number_stays():
   y = ops.conv_general_dilated(x, w, (1, 1), SAME, dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
   assert np.isnan(y[3, 3:6, 3:6]).all()
   assert np.isfinite(np.delete(y, 3, 0)).all()
+
+
+def guarded(array, last):
+  """A copy between two pages that can't be read, and beside the first or the last of them."""
+  size = -(-array.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+  memory = mmap.mmap(-1, size + 2 * mmap.PAGESIZE)
+  start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+  for page in (start, start + mmap.PAGESIZE + size):
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(page), mmap.PAGESIZE, 0) == 0
+  offset = mmap.PAGESIZE + (size - array.nbytes if last else 0)
+  copy = np.frombuffer(memory, array.dtype, array.size, offset).reshape(array.shape)
+  copy[...] = array
+  return copy
+
+
+def touch_borders():
+  """Convolves, pools and sums guarded arrays, with gradients; how many of them JAX didn't copy."""
+  rng = np.random.default_rng(0)
+  count = 0
+
+  def run(function, *shapes):
+    nonlocal count
+    for last in (False, True):
+      arrays = [guarded(np.float32(rng.standard_normal(shape)), last) for shape in shapes]
+      given = [jax.device_put(array, may_alias=True) for array in arrays]
+      jax.block_until_ready(jax.jit(function)(*given))
+      for array, buffer in zip(arrays, given, strict=True):
+        count += array.ctypes.data == buffer.unsafe_buffer_pointer()
+
+  in_chunks, narrow = ((7, 9, 12, 72), 16, SAME), ((7, 14, 14, 6), 16, NONE, 5)
+  pointwise = ((3, 3, 457, 24), 48, NONE, 1)
+  for images, features, padding, *taps in (*CASES, in_chunks, narrow, pointwise):
+    conv = functools.partial(outputs_and_gradients, ops.conv_general_dilated, padding=padding)
+    run(conv, *shapes_of(images, features, padding, *taps or [3]))
+
+  def depthwise(w, x, stride):
+    options = {'feature_group_count': 48, 'dimension_numbers': ('NHWC', 'HWIO', 'NHWC')}
+    return ops.conv_general_dilated(x, w, (stride, stride), SAME, **options).sum()
+
+  for stride in (1, 2):
+    gradients = jax.grad(functools.partial(depthwise, stride=stride), (0, 1))
+    run(gradients, (5, 5, 1, 48), (3, 9, 11, 48))
+  run(jax.grad(lambda x: ops.max_pool(x, (3, 3), (2, 2), SAME).sum()), (3, 9, 11, 48))
+  run(ops.channel_moments, (3, 9, 11, 48))
+  return count
+
+
+@pytest.mark.parametrize('vectors', ['AVX512_CORE', 'AVX2'])
+def test_nothing_beyond_an_array_is_read(vectors):
+  """It ends the process: a page there may be nobody's."""
+  program = 'from tests.ops.test_native import touch_borders; print(touch_borders())'
+  environment = {**os.environ, 'ONEDNN_MAX_CPU_ISA': vectors}
+  command = [sys.executable, '-c', program]
+  result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+  assert result.returncode == 0, result.stderr
+  assert int(result.stdout) >= 50
 
 
 def test_narrower_vectors():
